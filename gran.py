@@ -1,0 +1,352 @@
+"""GRAN: generating images with recurrent adversarial networks (Im, Kim, Jiang, Memisevic 2016, arXiv:1602.05110).
+
+    python gran.py --dataset mnist --steps 5        the paper's run: Table 5's sizes, batches of 100
+    python gran.py --steps 5 --iters 20             a smoke run on the embedded digits
+
+A generator that draws in T steps. At each step f turns [h_z, h_c] into an update dC of the canvas, and g reads that
+update back into the next h_c; the image is the logistic function of the sum of all updates. Two trained runs battle
+each other with `python metrics.py gam RUN RUN`.
+
+Differs from the paper
+- D(x) is a logit, and losses are softplus of logits: the same functions as eqs. 1 and 2, without overflow.
+- Batch norm always uses the statistics of the batch at hand, as the authors' code does, so that each step t has its own
+  and more steps than trained are well defined; samples are therefore drawn in batches of the training size.
+- Table 5's learning rates were chosen on a validation set and not printed: the defaults keep the authors' ratio (D
+  slower than G by 2 to 2.5 times) and stay constant. All training images are used; the paper held out 10,000.
+- For T = 1, g is never called; it exists all the same, so that a trained run can be drawn with more steps (Table 4).
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torchvision.utils import make_grid, save_image
+
+import data
+import metrics
+
+# Shapes: B batch, T drawing steps, Z length of z, h_z and h_c, C x S x S an image, K kernels of a layer.
+
+
+def up(k_in, k_out):
+    """(B, k_in, S, S) -> (B, k_out, 2S, 2S): 5x5 convolutional transpose (section 2, eq. 4)."""
+    return nn.ConvTranspose2d(k_in, k_out, kernel_size=5, stride=2, padding=2, output_padding=1)
+
+
+def down(k_in, k_out):
+    """(B, k_in, 2S, 2S) -> (B, k_out, S, S): 5x5 strided convolution (section 2, eq. 3)."""
+    return nn.Conv2d(k_in, k_out, kernel_size=5, stride=2, padding=2)
+
+
+def batch_norm(k):
+    return nn.BatchNorm2d(k, track_running_stats=False)
+
+
+class Decoder(nn.Module):
+    """f: the joined hidden states (B, 2Z) to an update dC (B, C, S, S) of the canvas, before any sigmoid (eq. 8)."""
+
+    def __init__(self, kernels, channels, size, z_dim):
+        super().__init__()
+        self.base = (kernels[0], size >> len(kernels), size >> len(kernels))
+        self.dense = nn.Linear(2 * z_dim, math.prod(self.base))
+        self.norms = nn.ModuleList(batch_norm(k) for k in kernels)
+        self.ups = nn.ModuleList(up(k, k_next) for k, k_next in zip(kernels, [*kernels[1:], channels]))
+
+    def forward(self, h):
+        x = self.dense(h).unflatten(1, self.base)  # (B, K0, S / 2^L, S / 2^L), L = len(kernels)
+        for norm, layer in zip(self.norms, self.ups):
+            x = layer(F.relu(norm(x)))             # twice the side, at last (B, C, S, S)
+        return x
+
+
+class Encoder(nn.Module):
+    """g: an update dC (B, C, S, S) to h_c (B, Z) in (-1, 1); mirrors f (eq. 6). `tie` shares f's kernels (a Decoder)."""
+
+    def __init__(self, kernels, channels, size, z_dim, tie=None):
+        super().__init__()
+        kernels = kernels[::-1]
+        self.downs = nn.ModuleList(down(k, k_next) for k, k_next in zip([channels, *kernels[:-1]], kernels))
+        self.norms = nn.ModuleList(batch_norm(k) for k in kernels)
+        self.dense = nn.Linear(kernels[-1] * (size >> len(kernels)) ** 2, z_dim)
+        if tie is not None:
+            for layer, mirror in zip(self.downs, reversed(tie.ups)):
+                layer.weight = mirror.weight       # one (K_in of up, K_out of up, 5, 5) tensor serves both ways
+
+    def forward(self, dC):
+        x = dC
+        for layer, norm in zip(self.downs, self.norms):
+            x = F.relu(norm(layer(x)))             # half the side, at last (B, K0, S / 2^L, S / 2^L)
+        return torch.tanh(self.dense(x.flatten(1)))
+
+
+class Generator(nn.Module):
+    """GRAN's generator (Algorithm 1). `noise` is "once" (one z for all T steps) or "per-step" (footnote 2)."""
+
+    def __init__(self, kernels, channels, size, z_dim, steps, noise="once", tie=False):
+        super().__init__()
+        self.z_dim, self.steps, self.noise = z_dim, steps, noise
+        self.W = nn.Linear(z_dim, z_dim)
+        self.f = Decoder(kernels, channels, size, z_dim)
+        self.g = Encoder(kernels, channels, size, z_dim, tie=self.f if tie else None)
+        self.apply(start_small)
+
+    def draw_z(self, n, steps=None, generator=None, device=None):
+        """z ~ N(0, 1) (eq. 5), (T, n, Z); the same z at every t unless noise is "per-step"."""
+        steps = steps or self.steps
+        z = torch.randn(steps if self.noise == "per-step" else 1, n, self.z_dim, generator=generator, device=device)
+        return z.expand(steps, n, self.z_dim)
+
+    def forward(self, z, every_step=False):
+        """z (T, B, Z) -> the images (B, C, S, S) in [0, 1], or with every_step the canvases (T, B, C, S, S)."""
+        C, dC, canvases = 0, None, []
+        for z_t in z:
+            h_c = torch.zeros_like(z_t) if dC is None else self.g(dC)  # eq. 6: reads the last update, not the canvas
+            h_z = torch.tanh(self.W(z_t))                              # eq. 7
+            dC = self.f(torch.cat([h_z, h_c], 1))                      # eq. 8
+            C = C + dC.float()                                         # the canvas stays float32 under autocast
+            if every_step:
+                canvases.append(torch.sigmoid(C))
+        return torch.stack(canvases) if every_step else torch.sigmoid(C)  # eq. 9
+
+
+class Discriminator(nn.Module):
+    """D: images (B, C, S, S) in [0, 1] to logits (B,), positive = real; the convolutions have g's sizes."""
+
+    def __init__(self, kernels, channels, size):
+        super().__init__()
+        kernels = kernels[::-1]
+        self.downs = nn.ModuleList(down(k, k_next) for k, k_next in zip([channels, *kernels[:-1]], kernels))
+        self.norms = nn.ModuleList([nn.Identity(), *(batch_norm(k) for k in kernels[1:])])  # none on D's first layer
+        self.dense = nn.Linear(kernels[-1] * (size >> len(kernels)) ** 2, 1)
+        self.apply(start_small)
+
+    def forward(self, x):
+        for layer, norm in zip(self.downs, self.norms):
+            x = F.leaky_relu(norm(layer(x)), 0.2)  # half the side, at last (B, K0, S / 2^L, S / 2^L)
+        return self.dense(x.flatten(1)).squeeze(1).float()
+
+
+def start_small(layer):
+    """Convolutions start from N(0, 0.02), as in DCGAN."""
+    if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.normal_(layer.weight, std=0.02)
+        nn.init.zeros_(layer.bias)
+
+
+def d_loss(real, fake):
+    """-log D(x) - log(1 - D(G(z))), means over logits real (B,) and fake (B,); eq. 2. 2 log 2 when D cannot tell."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def g_loss(fake):
+    """-log D(G(z)), mean over logits fake (B,); eq. 2, the form that does not saturate. log 2 when D cannot tell."""
+    return F.softplus(-fake).mean()
+
+
+def table_5(dataset, channels, size):
+    """Kernels bottom to top (the image's own channels left out) and #z of Table 5: MNIST's for grey images up to 32 px,
+    CIFAR-10's for colour up to 32 px, else LSUN's; ImageNet has three times LSUN's kernels."""
+    if size <= 32:
+        kernels, z_dim = ([80, 40], 60) if channels == 1 else ([1024, 512, 216], 100)
+    else:
+        kernels, z_dim = [1024, 512, 216, 128], 100
+    if dataset == "imagenet":
+        kernels = [3 * k for k in kernels]
+    if size % 2 ** len(kernels):
+        raise data.InputError(f"images of {size} px do not halve {len(kernels)} times: choose a --size that is a "
+                              f"multiple of {2 ** len(kernels)}")
+    return kernels, z_dim
+
+
+def build(args):
+    """The bare modules {"G", "D"} of a namespace with dataset, channels, size, steps, noise and tie."""
+    kernels, z_dim = table_5(args.dataset, args.channels, args.size)
+    return {"G": Generator(kernels, args.channels, args.size, z_dim, args.steps, args.noise, args.tie),
+            "D": Discriminator(kernels, args.channels, args.size)}
+
+
+@torch.no_grad()
+def canvases(nets, n, steps=None, generator=None, batch_size=100):
+    """The canvas after each step, (T, n, C, S, S) in [0, 1]; steps defaults to the T of the training.
+
+    Latents come from `generator` (on the CPU), so that pictures agree across devices; whole batches are drawn and cut
+    to n, since batch norm sees the batch.
+    """
+    G = nets["G"]
+    device = next(G.parameters()).device
+    parts = [G(G.draw_z(batch_size, steps, generator).to(device), every_step=True) for _ in range(0, n, batch_size)]
+    return torch.cat(parts, 1)[:, :n]
+
+
+def sample(nets, n, labels=None, generator=None, batch_size=100, steps=None):
+    """n images (n, C, S, S) in [0, 1]; GRAN takes no labels."""
+    parts = [canvases(nets, batch_size, steps, generator, batch_size)[-1] for _ in range(0, n, batch_size)]
+    return torch.cat(parts)[:n]
+
+
+def draw_pictures(nets, args, folder, step):
+    """samples/STEP.png, steps.png (a row per sample, a column per step) and steps.gif, the same latents every time."""
+    frames = canvases(nets, 64, generator=torch.Generator().manual_seed(args.seed), batch_size=args.batch_size)
+    save_image(frames[-1], folder / f"samples/{step:06}.png", nrow=8)
+    save_image(frames[:, :10].transpose(0, 1).flatten(0, 1), folder / "steps.png", nrow=len(frames))
+    grids = [make_grid(canvas, nrow=8).mul(255).round().byte().permute(1, 2, 0).cpu().numpy() for canvas in frames]
+    first, *rest = [Image.fromarray(grid) for grid in grids]
+    first.save(folder / "steps.gif", save_all=True, append_images=rest, loop=0,
+               duration=[400] * len(rest) + [1600])
+
+
+def draw_nearest(nets, args, images, folder):
+    """nearest.png (Figures 7, 8, 24): a sample at the left of each row, then its seven nearest training images."""
+    images = images[: 2**28 // images[0].numel()]  # a GiB of floats at most
+    drawn = sample(nets, 16, generator=torch.Generator().manual_seed(args.seed), batch_size=args.batch_size).cpu()
+    _, indices = metrics.nearest(images, 7, queries=drawn * 255)
+    rows = torch.cat([drawn[:, None], images[indices.flatten()].unflatten(0, (16, 7)) / 255], 1)
+    save_image(rows.flatten(0, 1), folder / "nearest.png", nrow=16)
+
+
+def parse_args(argv=None):
+    def count(text):
+        if int(text) < 1:
+            raise argparse.ArgumentTypeError(f"{text} is less than 1")
+        return int(text)
+
+    def rate(text):
+        if not 0 < float(text) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a learning rate")
+        return float(text)
+
+    parser = argparse.ArgumentParser(
+        "gran.py", description=__doc__.split("\n\n")[0], allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"gran.py: error: {message} (see --help)\n")
+    add = parser.add_argument
+    add("--dataset", default="digits", help=f"{', '.join(data.DATASETS)}, or a folder of images")
+    add("--data-dir", default="data", help="where data sets lie, and are downloaded to")
+    add("--size", type=count, help="side of the images in pixels; the data set's own if not given")
+    add("--out", help="the run's folder; runs/granT-DATASET if not given")
+    add("--resume", metavar="RUN", help="go on with this run")
+    add("--sample", type=count, metavar="N", help="only draw N images of the run given by --resume, into --out")
+    add("--seed", type=int, default=0, help="of weights, batches and latents")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
+    add("--epochs", type=count, help="times through the data; the paper's published runs took 15 to 70")
+    add("--iters", type=count, help="stop after this many updates; takes the place of --epochs")
+    add("--batch-size", type=count, default=100, help="the paper's is 100")
+    add("--lr-g", type=rate, help="Adam's rate for G; 2e-4, for CIFAR-10 1e-4, if not given")
+    add("--lr-d", type=rate, help="Adam's rate for D; 1e-4, for CIFAR-10 4e-5, if not given")
+    add("--log-every", type=count, default=50, help="updates between two printed lines")
+    add("--sample-every", type=count, default=200, help="updates between two grids, each with a checkpoint")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile G and D")
+    add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the device is fast at it if not given")
+    add("--steps", type=count, default=5, help="T, the drawing steps; the paper's are 1, 3 and 5")
+    add("--noise", choices=["once", "per-step"], default="once", help="draw z once, or anew at every step")
+    add("--tie", action=argparse.BooleanOptionalAction, default=False, help="g shares f's convolution kernels")
+    args = parser.parse_args(argv)
+    if args.resume:
+        return metrics.resumed_args(parser, argv, "gran", free={"steps"} if args.sample else ())
+    if args.sample:
+        parser.error("--sample draws from a trained run: name it with --resume RUN")
+    if args.dataset in data.DATASETS:
+        args.channels, side = data.DATASETS[args.dataset]
+        args.size = args.size or side
+    args.lr_g = args.lr_g or (1e-4 if args.dataset == "cifar10" else 2e-4)
+    args.lr_d = args.lr_d or (4e-5 if args.dataset == "cifar10" else 1e-4)
+    args.epochs = args.epochs or (4 if args.dataset == "digits" else 15)
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        metrics.write_samples(args, steps=args.steps) if args.sample else train(args)
+    except (data.InputError, FloatingPointError, OSError) as error:
+        print(f"gran.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def train(args):
+    folder = Path(args.resume or args.out or f"runs/gran{args.steps}-{Path(args.dataset).name}")
+    if not args.resume and (folder / "checkpoint.pt").exists():
+        raise data.InputError(f"{folder} holds a run already: go on with --resume {folder}, or name another with --out")
+    device = torch.device(args.device)
+    images, _ = data.load(args.dataset, args.data_dir, size=args.size)
+    if args.resume and images.shape[1:] != (args.channels, args.size, args.size):
+        raise data.InputError(f"{args.dataset} has images of {tuple(images.shape[1:])}, the run {args.resume} was "
+                              f"trained on {(args.channels, args.size, args.size)}")
+    args.channels, args.size = images.shape[1:3]
+    if args.amp is None:
+        args.amp = data.has_bf16(device)
+
+    torch.manual_seed(args.seed)
+    nets = build(args)
+    G, D = (nets[name].to(device, memory_format=torch.channels_last) for name in ("G", "D"))
+    opt_G = torch.optim.Adam(G.parameters(), lr=args.lr_g, betas=(0.5, 0.999), fused=True)
+    opt_D = torch.optim.Adam(D.parameters(), lr=args.lr_d, betas=(0.5, 0.999), fused=True)
+    optimisers = {"G": opt_G, "D": opt_D}
+    start = metrics.restore_run(args.resume, nets, optimisers) if args.resume else 0
+    total = args.iters or args.epochs * (len(images) // args.batch_size)
+    if start >= total:
+        raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
+    if args.compile:
+        for net in nets.values():
+            net.compile()
+
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    kept = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "sample")}
+    (folder / "args.json").write_text(json.dumps(kept, indent=1) + "\n")
+    log = metrics.open_log(folder / "log.csv", start, ["step", "loss_d", "loss_g", "d_real", "d_fake", "images_per_s"])
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.amp)
+    began = since = time.perf_counter()
+    sums, printed = 0, start
+    with metrics.ctrl_c() as stopping:
+        for step, x in enumerate(data.batches(images, args.batch_size, device, args.seed, start=start), start + 1):
+            with autocast:
+                fake = G(G.draw_z(args.batch_size, device=device))
+                real_logit, fake_logit = D(x), D(fake.detach())  # apart: each has its own batch statistics
+            loss_D = d_loss(real_logit, fake_logit)
+            opt_D.zero_grad()
+            loss_D.backward()
+            opt_D.step()
+
+            D.requires_grad_(False)                              # the gradient passes through D to G
+            with autocast:
+                loss_G = g_loss(D(fake))
+            opt_G.zero_grad()
+            loss_G.backward()
+            opt_G.step()
+            D.requires_grad_(True)
+
+            sums = sums + torch.stack([loss_D, loss_G, real_logit.sigmoid().mean(), fake_logit.sigmoid().mean()]).detach()
+            ends = step == total or stopping
+            if step % args.log_every == 0 or step % args.sample_every == 0 or ends:
+                means = (sums / (step - printed)).tolist()       # the only wait for the device
+                if not all(map(math.isfinite, means)):
+                    raise FloatingPointError(f"a loss is not finite by step {step}: try a lower --lr-g and --lr-d, or "
+                                             f"--no-amp; {folder} keeps its last good checkpoint")
+                rate = (step - printed) * args.batch_size / (time.perf_counter() - since)
+                left = int((time.perf_counter() - began) / (step - start) * (total - step))
+                print(f"step {step:6}/{total} | D {means[0]:.3f} G {means[1]:.3f} | D(x) {means[2]:.2f} D(G(z)) {means[3]:.2f}"
+                      f" | {rate:.0f} img/s | {left // 60}:{left % 60:02} left", flush=True)
+                log.writerow([step, *(f"{mean:.4f}" for mean in means), f"{rate:.0f}"])
+                sums, printed, since = 0, step, time.perf_counter()
+            if step % args.sample_every == 0 or ends:
+                if not stopping:
+                    draw_pictures(nets, args, folder, step)
+                metrics.save_run(folder, "gran", kept, step, nets, optimisers)
+            if ends:
+                break
+    if stopping:
+        print(f"stopped; go on with: python gran.py --resume {folder}")
+        sys.exit(130)
+    draw_nearest(nets, args, images, folder)
+    print(f"done: samples, steps.png, steps.gif, nearest.png and checkpoint.pt are in {folder}")
+
+
+if __name__ == "__main__":
+    main()

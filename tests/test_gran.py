@@ -1,0 +1,152 @@
+"""GRAN against its equations, Table 5 and DCGAN; about 5 s."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import data
+import gran
+
+
+def small(steps=3, noise="once", tie=False, kernels=(6, 4), channels=1, size=8, z_dim=5):
+    torch.manual_seed(0)
+    return gran.Generator(list(kernels), channels, size, z_dim, steps, noise, tie)
+
+
+def conv(k_in, k_out):
+    return 25 * k_in * k_out + k_out
+
+
+@pytest.mark.parametrize("dataset, channels, size, kernels, z_dim", [
+    ("mnist", 1, 28, [80, 40, 1], 60),
+    ("cifar10", 3, 32, [1024, 512, 216, 3], 100),
+    ("lsun-church", 3, 64, [1024, 512, 216, 128, 3], 100),
+    ("imagenet", 3, 64, [3072, 1536, 648, 384, 3], 100),
+])  # fmt: skip
+def test_table_5(dataset, channels, size, kernels, z_dim):
+    args = gran.parse_args(["--dataset", dataset, "--steps", "2"])
+    assert (args.channels, args.size) == (channels, size)
+    with torch.device("meta"):  # shapes and counts without the memory: ImageNet's networks have 400 million weights
+        G, D = gran.build(args).values()
+        images = G(G.draw_z(7))
+        assert images.shape == (7, channels, size, size)
+        assert D(images).shape == (7,)
+        assert G.f(torch.zeros(7, 2 * z_dim)).shape == (7, channels, size, size)
+        assert G.g(images).shape == (7, z_dim)
+    maps = kernels[0] * (size // 2 ** (len(kernels) - 1)) ** 2  # 80 x 7 x 7, 1024 x 4 x 4, ...
+    pairs = list(zip(kernels, kernels[1:]))
+    norms = 2 * sum(kernels[:-1])
+    counts = {
+        "W": z_dim * z_dim + z_dim,
+        "f": 2 * z_dim * maps + maps + norms + sum(conv(a, b) for a, b in pairs),
+        "g": sum(conv(b, a) for a, b in pairs) + norms + maps * z_dim + z_dim,
+    }
+    for name, count in counts.items():
+        assert sum(p.numel() for p in getattr(G, name).parameters()) == count
+    norms_d = norms - 2 * kernels[-2]  # DCGAN leaves D's first layer without
+    assert sum(p.numel() for p in D.parameters()) == sum(conv(b, a) for a, b in pairs) + norms_d + maps + 1
+
+
+def test_a_size_that_does_not_halve_is_refused():
+    with pytest.raises(data.InputError, match="--size"):
+        gran.table_5("folder", 3, 28)
+
+
+def test_sizes_follow_the_images():
+    assert gran.table_5("telugu", 1, 32) == ([80, 40], 60)
+    assert gran.table_5("faces", 3, 32) == ([1024, 512, 216], 100)
+    assert gran.table_5("celeba", 3, 64) == ([1024, 512, 216, 128], 100)
+
+
+def test_one_step_is_dcgan_up_to_one_dense_layer():
+    """T = 1: an ordinary DCGAN generator after tanh(W z + b); h_c,0 = 0 drops half of f's dense layer."""
+    G = gran.build(gran.parse_args(["--dataset", "mnist", "--steps", "1"]))["G"]
+    dcgan = nn.Sequential(
+        nn.Linear(60, 80 * 7 * 7), nn.Unflatten(1, (80, 7, 7)),
+        nn.BatchNorm2d(80), nn.ReLU(), nn.ConvTranspose2d(80, 40, 5, 2, 2, 1),
+        nn.BatchNorm2d(40), nn.ReLU(), nn.ConvTranspose2d(40, 1, 5, 2, 2, 1), nn.Sigmoid(),
+    )  # fmt: skip
+    dcgan[0].weight.data, dcgan[0].bias.data = G.f.dense.weight.data[:, :60], G.f.dense.bias.data
+    dcgan[4].load_state_dict(G.f.ups[0].state_dict())
+    dcgan[7].load_state_dict(G.f.ups[1].state_dict())
+    z = torch.randn(1, 20, 60)
+    torch.testing.assert_close(G(z), dcgan(torch.tanh(z[0] @ G.W.weight.T + G.W.bias)))
+
+
+@pytest.mark.parametrize("noise", ["once", "per-step"])
+def test_algorithm_1(noise):
+    """The canvas unrolled by hand from W, f and g."""
+    G = small(steps=3, noise=noise)
+    z = G.draw_z(10)
+    h = [torch.tanh(F.linear(z_t, G.W.weight, G.W.bias)) for z_t in z]
+    dC1 = G.f(torch.cat([h[0], torch.zeros(10, 5)], 1))
+    dC2 = G.f(torch.cat([h[1], G.g(dC1)], 1))
+    dC3 = G.f(torch.cat([h[2], G.g(dC2)], 1))
+    torch.testing.assert_close(G(z), 1 / (1 + torch.exp(-(dC1 + dC2 + dC3))))
+    torch.testing.assert_close(G(z, every_step=True), torch.sigmoid(torch.stack([dC1, dC1 + dC2, dC1 + dC2 + dC3])))
+
+
+def test_noise_once_or_per_step():
+    once, anew = small(noise="once").draw_z(1000), small(noise="per-step").draw_z(1000)
+    assert once.shape == anew.shape == (3, 1000, 5)
+    assert torch.equal(once[0], once[1]) and torch.equal(once[0], once[2])
+    correlation = (anew[0] * anew[1]).mean()
+    assert abs(correlation) < 5 / math.sqrt(5000)  # independent: N(0, 1 / 5000)
+
+
+def test_tied_kernels_make_g_the_transpose_of_f():
+    """<up x, y> = <x, down y> for every layer pair, biases aside, when and only when the kernels are tied."""
+    G, free = small(tie=True), small(tie=False)
+    assert G.g.downs[0].weight is G.f.ups[1].weight and G.g.downs[1].weight is G.f.ups[0].weight
+    assert sum(p.numel() for p in free.parameters()) - sum(p.numel() for p in G.parameters()) == 25 * (6 * 4 + 4 * 1)
+    for net, same in ((G, True), (free, False)):
+        with torch.no_grad():
+            for layer in (net.f.ups[0], net.g.downs[1]):
+                layer.bias.zero_()
+            x, y = torch.randn(2, 6, 2, 2), torch.randn(2, 4, 4, 4)
+            inner_up, inner_down = (net.f.ups[0](x) * y).sum(), (x * net.g.downs[1](y)).sum()
+        assert torch.isclose(inner_up, inner_down, rtol=1e-4) == same
+
+
+def test_losses():
+    zero = torch.zeros(9)
+    assert gran.d_loss(zero, zero).item() == pytest.approx(2 * math.log(2))
+    assert gran.g_loss(zero).item() == pytest.approx(math.log(2))
+    real, fake = torch.randn(50) * 5, torch.randn(50) * 5
+    bce = F.binary_cross_entropy_with_logits
+    expected = bce(real, torch.ones(50)) + bce(fake, torch.zeros(50))
+    torch.testing.assert_close(gran.d_loss(real, fake), expected)
+    torch.testing.assert_close(gran.g_loss(fake), bce(fake, torch.ones(50)))
+    assert gran.d_loss(torch.tensor([-1e4]), torch.tensor([1e4])) == 2e4  # no overflow where log(sigmoid) is -inf
+
+
+def test_every_weight_learns():
+    """With T > 1 each weight of G gets a gradient through the recurrence, and D's through both terms."""
+    G, D = small(), gran.Discriminator([6, 4], 1, 8)
+    gran.g_loss(D(G(G.draw_z(10)))).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in G.named_parameters() if "norms" in name)
+    assert all(p.grad is not None for p in [*G.parameters(), *D.parameters()])
+
+
+def test_canvases_and_samples():
+    nets = {"G": small(steps=3)}
+    seeded = lambda: torch.Generator().manual_seed(3)
+    frames = gran.canvases(nets, 6, generator=seeded(), batch_size=10)
+    longer = gran.canvases(nets, 6, steps=5, generator=seeded(), batch_size=10)
+    assert frames.shape == (3, 6, 1, 8, 8) and longer.shape == (5, 6, 1, 8, 8)
+    assert torch.equal(frames, longer[:3])  # drawing on goes on from the same canvas (Table 4)
+    assert frames.min() >= 0 and frames.max() <= 1
+    assert torch.equal(gran.sample(nets, 6, generator=seeded(), batch_size=10), frames[-1])
+    assert torch.equal(gran.sample(nets, 25, generator=seeded(), batch_size=10)[:6], frames[-1])
+    assert not torch.equal(gran.sample(nets, 6, generator=torch.Generator().manual_seed(4), batch_size=10), frames[-1])
+
+
+def test_a_batch_has_its_own_statistics():
+    """No running averages: eval and train draw the same, and D scores a batch by that batch."""
+    G, D = small(), gran.Discriminator([6, 4], 1, 8)
+    z = G.draw_z(10)
+    assert torch.equal(G.train()(z), G.eval()(z))
+    assert not any("running" in name for net in (G, D) for name in net.state_dict())
