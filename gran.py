@@ -212,39 +212,26 @@ def draw_nearest(nets, args, images, folder):
 
 
 def parse_args(argv=None):
-    def count(text):
-        if int(text) < 1:
-            raise argparse.ArgumentTypeError(f"{text} is less than 1")
-        return int(text)
-
-    def rate(text):
-        if not 0 < float(text) < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a learning rate")
-        return float(text)
-
-    parser = argparse.ArgumentParser(
-        "gran.py", description=__doc__.split("\n\n")[0], allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"gran.py: error: {message} (see --help)\n")
+    parser = metrics.Parser("gran.py", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--dataset", default="digits", help=f"{', '.join(data.DATASETS)}, or a folder of images")
     add("--data-dir", default="data", help="where data sets lie, and are downloaded to")
-    add("--size", type=count, help="side of the images in pixels; the data set's own if not given")
+    add("--size", type=metrics.count, help="side of the images in pixels; the data set's own if not given")
     add("--out", help="the run's folder; runs/granT-DATASET if not given")
     add("--resume", metavar="RUN", help="go on with this run")
-    add("--sample", type=count, metavar="N", help="only draw N images of the run given by --resume, into --out")
+    add("--sample", type=metrics.count, metavar="N", help="only draw N images of the run given by --resume, into --out")
     add("--seed", type=int, default=0, help="of weights, batches and latents")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
-    add("--epochs", type=count, help="times through the data; the paper's published runs took 15 to 70")
-    add("--iters", type=count, help="stop after this many updates; takes the place of --epochs")
-    add("--batch-size", type=count, default=100, help="the paper's is 100")
-    add("--lr-g", type=rate, help="Adam's rate for G; 2e-4, for CIFAR-10 1e-4, if not given")
-    add("--lr-d", type=rate, help="Adam's rate for D; 1e-4, for CIFAR-10 4e-5, if not given")
-    add("--log-every", type=count, default=50, help="updates between two printed lines")
-    add("--sample-every", type=count, default=200, help="updates between two grids, each with a checkpoint")
+    add("--epochs", type=metrics.count, help="times through the data; the paper's published runs took 15 to 70")
+    add("--iters", type=metrics.count, help="stop after this many updates; takes the place of --epochs")
+    add("--batch-size", type=metrics.count, default=100, help="the paper's is 100")
+    add("--lr-g", type=metrics.rate, help="Adam's rate for G; 2e-4, for CIFAR-10 1e-4, if not given")
+    add("--lr-d", type=metrics.rate, help="Adam's rate for D; 1e-4, for CIFAR-10 4e-5, if not given")
+    add("--log-every", type=metrics.count, default=50, help="updates between two printed lines")
+    add("--sample-every", type=metrics.count, default=200, help="updates between two grids, each with a checkpoint")
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile G and D")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the device is fast at it if not given")
-    add("--steps", type=count, default=5, help="T, the drawing steps; the paper's are 1, 3 and 5")
+    add("--steps", type=metrics.count, default=5, help="T, the drawing steps; the paper's are 1, 3 and 5")
     add("--noise", choices=["once", "per-step"], default="once", help="draw z once, or anew at every step")
     add("--tie", action=argparse.BooleanOptionalAction, default=False, help="g shares f's convolution kernels")
     args = parser.parse_args(argv)
@@ -262,8 +249,8 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
-    args = parse_args(argv)
     try:
+        args = parse_args(argv)
         metrics.write_samples(args, steps=args.steps) if args.sample else train(args)
     except (data.InputError, FloatingPointError, OSError) as error:
         print(f"gran.py: error: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """GRAN against its equations, Table 5 and DCGAN; about 5 s."""
 
+import itertools
 import math
 
 import pytest
@@ -37,7 +38,7 @@ def test_table_5(dataset, channels, size, kernels, z_dim):
         assert G.f(torch.zeros(7, 2 * z_dim)).shape == (7, channels, size, size)
         assert G.g(images).shape == (7, z_dim)
     maps = kernels[0] * (size // 2 ** (len(kernels) - 1)) ** 2  # 80 x 7 x 7, 1024 x 4 x 4, ...
-    pairs = list(zip(kernels, kernels[1:]))
+    pairs = list(itertools.pairwise(kernels))
     norms = 2 * sum(kernels[:-1])
     counts = {
         "W": z_dim * z_dim + z_dim,
