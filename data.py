@@ -3,28 +3,27 @@
 `load` returns a whole data set as one uint8 tensor (N, C, H, W) with labels (N,); `batches` serves it for ever as float32 in
 [0, 1]. A batch is one gather and one division on the device, so there are no workers to wait for.
 
-    name           comes from, inside data_dir                                          size            test split
-    digits, faces  drawn here from a seed, no files (last section)                      28; 32 or 64    another seed
-    mnist          MNIST/raw/, downloaded when missing                                  28              its own
-    fashion-mnist  FashionMNIST/raw/, downloaded when missing                           28              its own
-    svhn           train_32x32.mat, test_32x32.mat, downloaded when missing             32              its own
-    cifar10        cifar-10-batches-py/, or cifar10-jpeg/ or cifar10/ as a folder of    32              its own
-                   class folders; downloaded when there is none
-    celeba         celeba/img_align_celeba/ or celeba/; of the aligned 178 x 218        64              list_eval_partition.txt
-                   pictures the middle 108 x 108, as DCGAN's                                            beside it, or 10 %
-    lsun-church    lsun/church_outdoor_{train,val}/, or lsun-church/                    64              val, or 10 %
-    lsun-rooms     lsun/{kitchen,living_room}_{train,val}/, or lsun-rooms/; the         64              val, or 10 %
-                   first 60,000 of each class, near the GRAN paper's 120,000 in all
-    imagenet       imagenet/{train,val}/CLASS/                                          64              val
-    telugu         telugu/CLASS/                                                        32              10 %
-    a path         any folder of images: see _list_images for its rules                 see load        see _list_images
+    name           where its files are, inside data_dir                                            test split
+    digits, faces  no files: drawn from a seed, by the last section of this file                   another seed
+    mnist          MNIST/raw/, downloaded when missing                                             its own
+    fashion-mnist  FashionMNIST/raw/, downloaded when missing                                      its own
+    svhn           train_32x32.mat and test_32x32.mat, downloaded when missing                     its own
+    cifar10        cifar-10-batches-py/, or class folders in cifar10-jpeg/{train,test}/ or         its own
+                   cifar10/{train,test}/; downloaded when there is none
+    celeba         celeba/img_align_celeba/, or celeba/; of the aligned 178 x 218 pictures the     list_eval_partition.txt
+                   middle 108 x 108, as DCGAN's code does                                          there, or one in ten
+    lsun-church    lsun/church_outdoor_{train,val}/, or lsun-church/                               val, or one in ten
+    lsun-rooms     lsun/{kitchen,living_room}_{train,val}/, or lsun-rooms/{kitchen,living_room}/;  val, or one in ten
+                   the first 60,000 of each, which makes the GRAN paper's 120,000
+    imagenet       imagenet/{train,val}/CLASS/                                                     val
+    telugu         telugu/CLASS/                                                                   one in ten
+    a path         any folder of images: the rules are in _list_images
 
-LSUN ships as LMDB files: export them to images first (its own `data.py export` does).
+LSUN ships as LMDB files: export them to folders of images first, as its own data.py does.
 """
 
 import contextlib
 import functools
-import glob
 import hashlib
 import itertools
 import os
@@ -47,11 +46,11 @@ DATASETS = {  # name: (channels, side in pixels) unless load's size says otherwi
 }  # fmt: skip
 TORCHVISION = {  # name: torchvision's class, the files it reads, their folder inside data_dir
     "mnist": ("MNIST", "{train,t10k}-images-idx3-ubyte and {train,t10k}-labels-idx1-ubyte", "MNIST/raw"),
-    "fashion-mnist": ("FashionMNIST", "the four idx-ubyte files of Fashion-MNIST", "FashionMNIST/raw"),
-    "cifar10": ("CIFAR10", "cifar-10-python.tar.gz, or class folders of images as cifar10/{train,test}/,", ""),
+    "fashion-mnist": ("FashionMNIST", "{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz", "FashionMNIST/raw"),
+    "cifar10": ("CIFAR10", "cifar-10-python.tar.gz, or class folders cifar10/{train,test}/", ""),
     "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat", ""),
 }
-FOLDERS = {  # name: where its folder of images may be inside data_dir, the first found is taken
+FOLDERS = {  # name: where its folder of images may be inside data_dir; the first found is taken
     "cifar10": ("cifar10-jpeg", "cifar10"),
     "celeba": ("celeba/img_align_celeba", "celeba"),
     "lsun-church": ("lsun-church",),
@@ -59,10 +58,9 @@ FOLDERS = {  # name: where its folder of images may be inside data_dir, the firs
     "imagenet": ("imagenet",),
     "telugu": ("telugu",),
 }
-LSUN = {"lsun-church": ("church_outdoor",), "lsun-rooms": ("kitchen", "living_room")}
-CELEBA_LIST = "list_eval_partition.txt"
-HIDDEN = (".", "__MACOSX")
+LSUN = {"lsun-church": ("church_outdoor",), "lsun-rooms": ("kitchen", "living_room")}  # its own names, in data_dir/lsun
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+HIDDEN = (".", "__MACOSX")  # how the names begin that are passed over
 
 
 class InputError(ValueError):
@@ -75,24 +73,24 @@ def load(dataset, data_dir="data", split="train", size=None, classes=None):
     dataset: a name out of DATASETS, or the path of a folder of images (a name wins; `./digits` is the folder).
     data_dir: where files are looked for, downloaded to and cached; it need not be writable, nor exist for embedded sets.
     split: "train", "test", or "all" for the one after the other.
-    size: H = W in pixels. None is the data set's own (the table above). A path takes the size of its first image where
-        that is square and at most 64, else 64. Pictures are cut to their middle square and resized, bicubic, antialiased.
+    size: H = W in pixels. None is the data set's own; for a path the size of its first image, where that is square and at
+        most 64, else 64. Images are cut to their middle square and resized, bicubic with antialias.
     classes: names of class folders, or numbers of labels, to keep; labels become 0..k-1 in the order given.
 
     Images of a folder: C is 1 where all of them, of both splits, are grey (R = G = B everywhere), else 3. EXIF rotation is
-    applied, transparency put on white, palette and CMYK turned to RGB, 16-bit grey scaled to 8 bits; of an animation the first
-    frame counts. Files that cannot be read (broken, truncated, floating point) are left out with one printed line.
+    applied, transparency put on white, palette and CMYK turned to RGB, 16-bit grey brought to 8 bits; of an animation the
+    first frame counts. Files that cannot be read (no image, cut short, floating point) are left out with one printed line.
     Decoded folders are cached as one .npy beside the folder, or else in data_dir, or else not at all, and opened
     memory-mapped; the cache is made anew when names, sizes or times of the files change.
 
-    Raises InputError for an unknown name, split, class or size, for files that are missing, cannot be downloaded or are
-    all broken, and for a class folder without images.
+    Raises InputError for an unknown name, split, class or size; for files that are missing, cannot be downloaded or are
+    all broken; and for a class folder without images.
     """
     data_dir = Path(data_dir)
     if split not in ("train", "test", "all"):
         raise InputError(f"unknown split {split!r}: give train, test or all")
     if size is not None and size < 1:
-        raise InputError(f"size {size} is no image size: give at least 1")
+        raise InputError(f"images of size {size} cannot be: give at least 1")
     folder = _find_folder(dataset, data_dir)
     if split == "all" and folder is None:
         parts = [load(dataset, data_dir, part, size, classes) for part in ("train", "test")]
@@ -105,7 +103,7 @@ def load(dataset, data_dir="data", split="train", size=None, classes=None):
         images, labels, names = _from_torchvision(dataset, data_dir, split)
     elif dataset in FOLDERS:
         places = " or ".join(str(data_dir / place) for place in FOLDERS[dataset])
-        raise InputError(f"{dataset}: no folder {places}; put its images there, or use --dataset digits")
+        raise InputError(f"{dataset} has no folder {places}: put its images there, or use --dataset digits")
     else:
         raise InputError(f"{dataset!r} is neither a folder of images nor one of {', '.join(DATASETS)}")
     if size is not None and size != images.shape[-1]:
@@ -137,7 +135,7 @@ def batches(images, batch_size, device, seed, start=0, labels=None):
             x = images[chosen] / 255
             yield x if labels is None else (x, labels[chosen])
 
-    return serve()
+    return serve()  # a generator of its own, so that the check above speaks at the call
 
 
 def has_bf16(device):
@@ -151,32 +149,22 @@ def has_bf16(device):
 
 def _resize(images, size):
     """uint8 (N, C, H, W) -> uint8 (N, C, size, size), bicubic with antialias, 1,000 at a time to keep the floats few."""
-    parts = [
-        F.interpolate(part.float(), (size, size), mode="bicubic", antialias=True).round().clamp(0, 255).byte()
-        for part in images.split(1000)
-    ]
-    return torch.cat(parts)
+    resize = functools.partial(F.interpolate, size=(size, size), mode="bicubic", antialias=True)
+    return torch.cat([resize(part.float()).round().clamp(0, 255).byte() for part in images.split(1000)])
 
 
 def _keep_classes(images, labels, names, classes):
     """The images whose label is one of `classes` (names or numbers), relabelled 0..k-1 in that order."""
-    numbers = []
-    for wanted in classes:
-        number = names.index(str(wanted)) if str(wanted) in names else wanted
-        if not str(number).isdecimal() or not (labels == int(number)).any():
-            shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-            raise InputError(f"no image of class {wanted!r}: classes are {shown} (or their numbers from 0)")
-        numbers.append(int(number))
-    if len(set(numbers)) < len(numbers) or not numbers:
-        raise InputError(f"classes {list(classes)}: name at least one class, and none of them twice")
     relabelled = torch.full_like(labels, -1)
-    for new, number in enumerate(numbers):
-        relabelled[labels == number] = new
+    for new, wanted in enumerate(classes):
+        number = str(names.index(str(wanted)) if str(wanted) in names else wanted)
+        chosen = labels == int(number) if number.isdecimal() else labels < 0
+        if not chosen.any() or (relabelled[chosen] >= 0).any():
+            known = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+            raise InputError(f"class {wanted!r} has no image here or is named twice: there are {known}, or numbers from 0")
+        relabelled[chosen] = new
     kept = relabelled >= 0
     return images[kept], relabelled[kept]
-
-
-# torchvision's data sets --------------------------------------------------------------------------------------------
 
 
 def _from_torchvision(dataset, data_dir, split):
@@ -207,11 +195,62 @@ def _from_torchvision(dataset, data_dir, split):
     return images, labels, names
 
 
+def _drawn(dataset, data_dir, split, size):
+    """-> images, labels, class names of an embedded set: drawn once, then read from the cache in data_dir."""
+    draw, train, test = {"digits": (draw_digits, 60_000, 10_000), "faces": (draw_faces, 20_000, 4_000)}[dataset]
+    size = size or DATASETS[dataset][1]
+    if dataset == "faces" and size not in (32, 64):
+        raise InputError(f"faces are drawn at 32 or 64 pixels, not at {size}")
+    count, seed = (train, 0) if split == "train" else (test, 1)
+    version = f"version {DRAWN_VERSION}"
+    images, labels = _cached([data_dir], f"{dataset}-{size}-{split}.npy", version, lambda: draw(count, seed, size))
+    return images, labels, [str(label) for label in range(int(labels.max()) + 1)]
+
+
+def _cached(places, name, state, make):
+    """What make() -> (images, labels) gives, kept as the file `name` in the first of the folders `places` that takes it.
+
+    The file holds images, labels and `state` one after the other, so that np.load(file) gives the images; with another state
+    it is made anew. It is written under another name and renamed when whole: of two runs at once each finds a whole one.
+    """
+    for place in places:
+        with contextlib.suppress(OSError, ValueError, EOFError):  # missing, or damaged
+            images, labels, its_state = _read_cache(place / name)
+            if its_state == state:
+                return images, labels
+    images, labels = make()
+    for place in places:
+        part = place / f"{name}.{uuid.uuid4().hex}.part"
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as file:
+                for array in (images.numpy(), labels.numpy(), np.array(state)):
+                    np.save(file, array)
+            os.replace(part, place / name)
+            return _read_cache(place / name)[:2]
+        except OSError as error:
+            reason = error
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()
+    print(f"note: {name} is not kept on disk and is made anew the next time ({reason})", file=sys.stderr)
+    return images, labels
+
+
+def _read_cache(path):
+    """-> images, memory-mapped, labels and state of a file that _cached wrote."""
+    images = np.load(path, mmap_mode="c")  # copy on write: the file stays as it is, and torch sees no locked array
+    with open(path, "rb") as file:
+        file.seek(images.offset + images.nbytes)
+        labels, state = np.load(file), str(np.load(file))
+    return torch.from_numpy(images), torch.from_numpy(labels), state
+
+
 # Folders of images --------------------------------------------------------------------------------------------------
 
 
 def _find_folder(dataset, data_dir):
-    """The folder that holds the images of `dataset`, or None where it is no folder of images."""
+    """The folder that holds the images of `dataset`, or None where there is none."""
     if dataset not in DATASETS:
         folder = Path(dataset).expanduser().resolve()
         return folder if folder.is_dir() else None
@@ -224,10 +263,11 @@ def _find_folder(dataset, data_dir):
 
 
 def _from_folder(dataset, root, data_dir, split, size):
-    """-> images, labels, class names of one split of a folder; decoded once, then read from the cache."""
+    """-> images, labels, class names of one split of a folder; both splits are decoded once, then read from the cache."""
     files, names = _list_images(dataset, root)
     paths = [path for path, _, _ in files]
-    size = size or (DATASETS[dataset][1] if dataset in DATASETS else _first_size(paths))
+    known = dataset in DATASETS
+    size = size or (DATASETS[dataset][1] if known else _first_size(paths))
     is_celeba = dataset == "celeba"
 
     state = hashlib.sha256(f"1 {is_celeba}".encode())  # 1: the version of what decoding gives
@@ -239,13 +279,13 @@ def _from_folder(dataset, root, data_dir, split, size):
         images, kept = _decode(root, paths, size, is_celeba)
         return torch.from_numpy(images), torch.tensor([files[i][1:] for i in kept])
 
-    stem = f"{dataset if dataset in DATASETS else root.name}-{size}"
-    images, rows = _cached([root.parent, data_dir], stem, state.hexdigest()[:12], make)
+    name = f"{dataset if known else root.name}-{size}.npy"
+    images, rows = _cached([root.parent, data_dir], name, state.hexdigest(), make)
     labels, is_test = rows.unbind(1)
     train = len(rows) - int(is_test.sum())  # the training images come first
     here = {"train": slice(0, train), "test": slice(train, None), "all": slice(None)}[split]
     if not len(images[here]):
-        raise InputError(f"{root}: its {len(images)} images leave none for the {split} split: add more")
+        raise InputError(f"{root} leaves no image for the {split} split: it has {len(images)} in all, add more")
     return images[here], labels[here].contiguous(), names
 
 
@@ -253,9 +293,9 @@ def _list_images(dataset, root):
     """-> [(path, label, is_test)], training images first, and the names of the classes.
 
     Split: folders `train` and `test` (or `val`, `valid`, `validation`), whatever else lies beside them; CelebA's own list;
-    or else one image in ten is for the test, those whose names hash lowest, so that new files move few old ones.
+    or else one image in ten is for the test, those whose names hash lowest, so that a new file moves few old ones.
     Class: the first folder below that; labels count the sorted names of both splits. Images that lie beside class folders
-    form a last class, named ".". Folders further down belong to their class.
+    form a last class, named "."; folders further down belong to their class.
     """
     folders = _subfolders(root)
     tests = ("val", "test") if dataset == "imagenet" else ("test", "val", "valid", "validation")
@@ -276,13 +316,14 @@ def _list_images(dataset, root):
         for label, name in enumerate(names)
         for path in group.get(name, ())
     ]
-    partition = next((place / CELEBA_LIST for place in (root, root.parent) if (place / CELEBA_LIST).is_file()), None)
+    partition = next((place for place in (root, root.parent) if (place / "list_eval_partition.txt").is_file()), None)
     if dataset == "celeba" and partition:  # lines of a file's name and 0 (train), 1 (validation, left out) or 2 (test)
-        part = dict(re.findall(r"^(\S+)\.\w+\s+([012])\s*$", partition.read_text(), flags=re.MULTILINE))
+        text = (partition / "list_eval_partition.txt").read_text()
+        part = dict(re.findall(r"^(\S+)\.\w+\s+([012])\s*$", text, flags=re.MULTILINE))
         parts = [part.get(Path(path).stem) for path, _, _ in files]
         files = [(*file[:2], n) for n, code in enumerate("02") for file, its in zip(files, parts) if its == code]
         if not files:
-            raise InputError(f"{partition}: names none of the images in {root}: mend it, or take it away")
+            raise InputError(f"{partition / 'list_eval_partition.txt'} names none of the images in {root}: take it away")
     elif not test:
         by_hash = sorted(files, key=lambda file: hashlib.sha256(os.fsencode(_below(root, file[0]))).digest())
         held_out = max(len(files) // 10, 1) if len(files) > 1 else 0
@@ -296,8 +337,11 @@ def _below(root, path):
 
 
 def _subfolders(folder):
-    """Sorted names of the folders in `folder`, without hidden ones."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(HIDDEN))
+
+
+def _is_image(name):
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(HIDDEN)
 
 
 def _classes(folder):
@@ -315,12 +359,101 @@ def _image_files(folder, deep=True):
         below[:] = [name for name in below if deep and not name.startswith(HIDDEN)]
         found += [os.path.join(here, name) for name in names if _is_image(name)]
     if not found:
-        raise InputError(f"{folder}: no image in this folder: put some in ({', '.join(EXTENSIONS)}), or take it away")
+        raise InputError(f"{folder} holds no image ({', '.join(EXTENSIONS)}): put some in, or take the folder away")
     return sorted(found)
 
 
-def _is_image(name):
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(HIDDEN)
+# Decoding -----------------------------------------------------------------------------------------------------------
+
+
+def _decode(root, paths, size, is_celeba):
+    """-> uint8 (n, C, size, size) of the n files that can be read, C = 1 where all are grey, and the indices of these.
+
+    Several processes decode chunks of files; this one puts them together and says how long it will take.
+    """
+    work = functools.partial(_decode_chunk, size=size, is_celeba=is_celeba)
+    images = np.empty((len(paths), 3, size, size), dtype=np.uint8)
+    kept, broken, grey, seen = [], [], True, 0
+    started = shown = time.monotonic()
+    with contextlib.closing(_map_in_processes(work, [paths[i : i + 64] for i in range(0, len(paths), 64)])) as results:
+        for pixels, reasons in results:
+            images[len(kept) : len(kept) + len(pixels)] = pixels
+            grey = grey and bool((pixels == pixels[:, :1]).all())
+            for i, reason in enumerate(reasons, seen):
+                if reason is None:
+                    kept.append(i)
+                else:
+                    broken.append(f"{_below(root, paths[i])} ({reason})")
+            seen += len(reasons)
+            now = time.monotonic()
+            if now - shown > 5:
+                left = round((now - started) / seen * (len(paths) - seen))
+                print(f"decoding {root}: {seen}/{len(paths)} | {left // 60}:{left % 60:02d} left", file=sys.stderr)
+                shown = now
+    if not kept:
+        raise InputError(f"{root}: none of its {len(paths)} images can be read, not even {broken[0]}: mend or replace them")
+    if broken:
+        first = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
+        print(f"note: {root}: left out {len(broken)} of {len(paths)} files that cannot be read: {first}", file=sys.stderr)
+    images = images[: len(kept)]
+    return (np.ascontiguousarray(images[:, :1]) if grey else images), kept
+
+
+def _map_in_processes(work, chunks):
+    """map(work, chunks), in order, in as many processes as there are cores; few chunks are not worth starting them."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores == 1 or len(chunks) < 8:
+        yield from map(work, chunks)
+        return
+    context = get_context("fork" if sys.platform == "linux" else "spawn")  # a fork need not import torch again
+    ignore_interrupt = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process to answer
+    pool = ProcessPoolExecutor(min(cores, 32), context, initializer=signal.signal, initargs=ignore_interrupt)
+    try:
+        yield from pool.map(work, chunks)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _decode_chunk(paths, size, is_celeba):
+    """-> uint8 (n, 3, size, size) of those files that can be read, and for each path None or why it cannot."""
+    pixels, reasons = [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+        for path in paths:
+            try:
+                pixels.append(_decode_image(path, size, is_celeba))
+                reasons.append(None)
+            except _broken() as error:
+                reasons.append(type(error).__name__ if path in str(error) else str(error))
+    return np.array(pixels, dtype=np.uint8).reshape(-1, 3, size, size), reasons
+
+
+def _decode_image(path, size, is_celeba):
+    """One file -> uint8 (3, size, size): upright, alpha on white, 16 bits brought to 8, middle square, antialiased."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        share = 108 / 178 if is_celeba and image.size == (178, 218) else 1
+        image.draft(None, (2 * size, 2 * size))  # JPEG may decode at 1/2 to 1/8, to at least twice the size wanted
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "F":
+            raise ValueError("floating-point pixels")
+        if image.mode.startswith("I"):
+            values = np.asarray(image)
+            if values.min() < 0 or values.max() > 65535:
+                raise ValueError("pixels of more than 16 bits")
+            image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        side = round(share * min(image.size))
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        box = (left, top, left + side, top + side)
+        image = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def _first_size(paths):
@@ -333,156 +466,11 @@ def _first_size(paths):
     return 64
 
 
-def _decode(root, paths, size, is_celeba):
-    """-> uint8 (n, C, size, size) of those files that can be read, C = 1 where all are grey; and their n indices.
-
-    Several processes decode chunks of files; this one puts them together and says how long it will take.
-    """
-    chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
-    work = functools.partial(_decode_chunk, size=size, is_celeba=is_celeba)
-    images = np.empty((len(paths), 3, size, size), dtype=np.uint8)
-    kept, broken, grey, seen = [], [], True, 0
-    started = shown = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        for pixels, reasons in _map_in_processes(work, chunks, stack):
-            good = [seen + i for i in range(len(reasons)) if reasons[i] is None]
-            images[len(kept) : len(kept) + len(good)] = pixels
-            broken += [f"{_below(root, paths[seen + i])} ({reason})" for i, reason in enumerate(reasons) if reason]
-            grey = grey and bool((pixels == pixels[:, :1]).all())
-            kept += good
-            seen += len(reasons)
-            now = time.monotonic()
-            if now - shown > 5:
-                left = round((now - started) / seen * (len(paths) - seen))
-                print(f"decoding {root}: {seen}/{len(paths)} | {left // 60}:{left % 60:02d} left", file=sys.stderr)
-                shown = now
-    if not kept:
-        raise InputError(f"{root}: none of its {len(paths)} images can be read: the first is {broken[0]}")
-    if broken:
-        first = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
-        print(f"note: {root}: left out {len(broken)} of {len(paths)} files that cannot be read: {first}", file=sys.stderr)
-    images = images[: len(kept)]
-    return (np.ascontiguousarray(images[:, :1]) if grey else images), kept
-
-
-def _map_in_processes(work, chunks, stack):
-    """map(work, chunks), in order, in as many processes as there are cores; few chunks are not worth starting them."""
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if cores == 1 or len(chunks) < 8:
-        return map(work, chunks)
-    context = get_context("fork" if sys.platform == "linux" else "spawn")  # a fork has torch imported already
-    ignore_interrupt = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to answer
-    pool = ProcessPoolExecutor(min(cores, 32), context, initializer=signal.signal, initargs=ignore_interrupt)
-    stack.callback(pool.shutdown, cancel_futures=True)
-    return pool.map(work, chunks)
-
-
-def _decode_chunk(paths, size, is_celeba):
-    """-> uint8 (n, 3, size, size) of those that can be read, and for every path None or why it cannot."""
-    pixels, reasons = [], []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-        for path in paths:
-            try:
-                pixels.append(_decode_image(path, size, is_celeba))
-                reasons.append(None)
-            except _broken() as error:
-                reasons.append(type(error).__name__ if str(path) in str(error) else str(error))
-    return np.array(pixels, dtype=np.uint8).reshape(-1, 3, size, size), reasons
-
-
 def _broken():
-    """What Pillow raises on files that are no images, are cut short or make no sense."""
+    """What Pillow raises on files that are no images, are cut short, or make no sense."""
     from PIL import Image
 
-    return (OSError, EOFError, SyntaxError, ValueError, IndexError, TypeError, struct.error, Image.DecompressionBombError)
-
-
-def _decode_image(path, size, is_celeba):
-    """One file -> uint8 (3, size, size): upright, alpha on white, 16 bits brought to 8, middle square, antialiased."""
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        share = 108 / 178 if is_celeba and image.size == (178, 218) else 1  # DCGAN's cut of the aligned pictures
-        image.draft(None, (2 * size, 2 * size))  # JPEG may decode at 1/2 to 1/8, at least twice the size wanted
-        image = ImageOps.exif_transpose(image)
-        if image.mode == "F":
-            raise ValueError("floating-point pixels")
-        if image.mode.startswith("I"):
-            values = np.asarray(image)
-            if values.min() < 0 or values.max() > 65535:
-                raise ValueError("pixels of more than 16 bits")
-            image = Image.fromarray(np.round(values / 257).astype(np.uint8))
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        image = image.convert("RGB")
-        side = round(share * min(image.size))
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-        return np.asarray(image).transpose(2, 0, 1)
-
-
-# The cache and the embedded sets' loading ---------------------------------------------------------------------------
-
-
-def _cached(places, stem, state, make):
-    """What make() -> (images, labels) gives, kept as STEM-STATE.npy in the first of the folders `places` that takes it.
-
-    The file holds both arrays one after the other, so that np.load(file) gives the images. It is written under another
-    name and renamed when whole: of two runs at once each finds a whole one. Files of an older state are taken away.
-    """
-    name = f"{stem}-{state}.npy"
-    for place in places:
-        with contextlib.suppress(OSError, ValueError, EOFError):  # missing, or damaged: it is made anew
-            return _read_cache(place / name)
-    images, labels = make()
-    for place in places:
-        part = place / f"{name}.{uuid.uuid4().hex}.part"
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            with open(part, "wb") as file:
-                np.save(file, images.numpy())
-                np.save(file, labels.numpy())
-            os.replace(part, place / name)
-            result = _read_cache(place / name)
-        except OSError as error:
-            reason = error
-        else:
-            for old in place.glob(f"{glob.escape(stem)}-*.npy"):
-                if old.name != name and re.fullmatch(r"v\d+|[0-9a-f]{12}", old.stem[len(stem) + 1 :]):
-                    with contextlib.suppress(OSError):  # Windows keeps a file that another run has open
-                        old.unlink()
-            return result
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink()
-    print(f"note: {name} is kept in memory only and made anew the next time ({reason})", file=sys.stderr)
-    return images, labels
-
-
-def _read_cache(path):
-    """-> images, memory-mapped, and labels."""
-    images = np.load(path, mmap_mode="c")  # copy on write: the file stays as it is, and torch sees no locked array
-    with open(path, "rb") as file:
-        file.seek(images.offset + images.nbytes)
-        labels = np.load(file)
-    return torch.from_numpy(images), torch.from_numpy(labels)
-
-
-def _drawn(dataset, data_dir, split, size):
-    """-> images, labels, class names of an embedded set: drawn once, then read from the cache in data_dir."""
-    draw, train, test = {"digits": (draw_digits, 60_000, 10_000), "faces": (draw_faces, 20_000, 4_000)}[dataset]
-    size = size or DATASETS[dataset][1]
-    if dataset == "faces" and size not in (32, 64):
-        raise InputError(f"faces are drawn at 32 or 64 pixels, not at {size}")
-    count, seed = (train, 0) if split == "train" else (test, 1)
-    stem = f"{dataset}-{size}-{split}"
-    images, labels = _cached([data_dir], stem, f"v{DRAWN_VERSION}", lambda: draw(count, seed, size))
-    return images, labels, [str(label) for label in range(int(labels.max()) + 1)]
+    return (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 # Embedded data sets -------------------------------------------------------------------------------------------------
