@@ -132,7 +132,7 @@ def batches(images, batch_size, device, seed, start=0, labels=None):
                 order = torch.randperm(len(images), generator=generator).to(device)
             first = step % per_epoch * batch_size
             chosen = order[first : first + batch_size]
-            x = images[chosen] / 255
+            x = images.index_select(0, chosen) / 255
             yield x if labels is None else (x, labels[chosen])
 
     return serve()  # a generator of its own, so that the check above speaks at the call
