@@ -1,0 +1,326 @@
+"""DE-GAN against its equations, Tables II to IV, and a DCGAN update written by hand; about 20 s."""
+
+import argparse
+import contextlib
+import copy
+import csv
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+import data
+import de_gan
+
+NO_AUTOCAST = contextlib.nullcontext()
+
+
+def namespace(**changed):
+    values = {"channels": 1, "size": 28, "z_dim": 128, "classes": 0, "noise": "decoder-encoder", "posterior": "sample"}
+    return argparse.Namespace(**values | changed)
+
+
+def count(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def conv(k_in, k_out, side=5):
+    return side * side * k_in * k_out + k_out
+
+
+def norm(*kernels):
+    return 2 * sum(kernels)
+
+
+def shapes(net, *inputs, of=(nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+    """What the layers of these kinds give, in the order in which they run, without the batch."""
+    seen = []
+    hooks = [layer.register_forward_hook(lambda layer, x, y: seen.append(tuple(y.shape[1:])))
+             for layer in net.modules() if isinstance(layer, of)]
+    net(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("classes", [0, 10])
+def test_table_2(classes):
+    """MNIST: kernels and sides as printed; 11 = 1 + 10 and 74 = 64 + 10; 6272 = 128 x 7 x 7."""
+    L = classes
+    with torch.device("meta"):
+        nets = de_gan.build(namespace(classes=L))
+        x, z, y = torch.zeros(5, 1, 28, 28), torch.zeros(5, 128), torch.zeros(5, dtype=torch.int64)
+        assert shapes(nets["vae"].decoder, z) == [(128, 3, 3), (64, 7, 7), (32, 14, 14), (1, 28, 28)]
+        assert shapes(nets["vae"].encoder, x) == [(32, 14, 14), (64, 7, 7), (128, 3, 3), (256,)]
+        assert shapes(nets["G"], z, y) == [(1024,), (6272,), (128, 14, 14), (1, 28, 28)]
+        assert shapes(nets["D"], x, y) == [(11, 14, 14), (74, 7, 7), (1024,), (1,)]
+    assert count(nets["vae"].decoder) == (conv(128, 128, 3) + conv(128, 64) + conv(64, 32) + conv(32, 1) + norm(128, 64, 32))
+    assert count(nets["vae"].encoder) == (conv(1, 32) + conv(32, 64) + conv(64, 128) + norm(32, 64, 128)
+                                          + 1152 * 256 + 256)
+    assert count(nets["G"]) == ((128 + L) * 1024 + 1024 + (1024 + L) * 6272 + 6272 + conv(128 + L, 128) + conv(128 + L, 1)
+                                + norm(1024, 6272, 128))
+    assert count(nets["D"]) == (conv(1 + L, 11) + conv(11 + L, 74) + (74 * 49 + L) * 1024 + 1024 + 1024 + L + 1
+                                + norm(74, 1024))
+
+
+@pytest.mark.parametrize("size, base", [(64, 4), (32, 2)])
+def test_tables_3_and_4(size, base):
+    """CelebA and CIFAR-10, as chained in the docstring."""
+    with torch.device("meta"):
+        nets = de_gan.build(namespace(channels=3, size=size))
+        x, z = torch.zeros(5, 3, size, size), torch.zeros(5, 128)
+        last = [(16, 32, 32)] if size == 64 else []
+        assert shapes(nets["vae"].decoder, z) == [(128, 4, 4), (64, 8, 8), (32, 16, 16), *last, (3, size, size)]
+        sides = [size // 2, size // 4, size // 8]
+        assert shapes(nets["vae"].encoder, x) == [*((k, s, s) for k, s in zip((32, 64, 128), sides)), (256,)]
+        sides = [base * 2, base * 4, base * 8]
+        assert shapes(nets["G"], z) == [(1024,), (512 * base**2,), *((k, s, s) for k, s in zip((256, 128, 64), sides)),
+                                        (3, size, size)]
+        assert shapes(nets["D"], x) == [*((k, s, s) for k, s in zip((64, 128, 256), sides[::-1])), (512, base, base), (1,)]
+    decoder = conv(128, 128, 4) + conv(128, 64) + conv(64, 32) + norm(128, 64, 32)
+    decoder += conv(32, 16) + norm(16) + conv(16, 3) if size == 64 else conv(32, 3)
+    assert count(nets["vae"].decoder) == decoder
+    assert count(nets["vae"].encoder) == (conv(3, 32) + conv(32, 64) + conv(64, 128) + norm(32, 64, 128)
+                                          + 128 * (size // 8) ** 2 * 256 + 256)
+    flat = 512 * base**2
+    assert count(nets["G"]) == (128 * 1024 + 1024 + 1024 * flat + flat + norm(1024, flat, 256, 128, 64)
+                                + conv(512, 256) + conv(256, 128) + conv(128, 64) + conv(64, 3))
+    assert count(nets["D"]) == (conv(3, 64) + conv(64, 128) + conv(128, 256) + conv(256, 512) + norm(128, 256, 512)
+                                + flat + 1)
+
+
+def test_other_sizes_are_refused():
+    with pytest.raises(data.InputError, match="--size"):
+        de_gan.build(namespace(size=48))
+
+
+def test_plain_noise_needs_no_vae():
+    assert set(de_gan.build(namespace(noise="plain"))) == {"G", "D"}
+
+
+def test_labels_are_joined_at_every_layer():
+    """Conditional G and D beside torch's functions on hand-made joined inputs."""
+    torch.manual_seed(0)
+    nets = de_gan.build(namespace(classes=3))
+    G, D = nets["G"], nets["D"]
+    z, x, labels = torch.randn(6, 128), torch.rand(6, 1, 28, 28), torch.tensor([2, 0, 1, 1, 2, 0])
+    y = torch.eye(3)[labels]
+    maps = lambda side: y.reshape(6, 3, 1, 1).repeat(1, 1, side, side)
+    bn = lambda a: (a - a.mean([0, *range(2, a.dim())], keepdim=True)) / (
+        a.var([0, *range(2, a.dim())], keepdim=True, unbiased=False) + 1e-5).sqrt()  # fmt: skip
+
+    h = F.relu(bn(F.linear(torch.cat([z, y], 1), G.dense[0].weight, G.dense[0].bias)))
+    h = F.relu(bn(F.linear(torch.cat([h, y], 1), G.dense[1].weight, G.dense[1].bias))).reshape(6, 128, 7, 7)
+    h = torch.cat([h, maps(7)], 1)
+    h = F.relu(bn(F.conv_transpose2d(h, G.ups[0].weight, G.ups[0].bias, 2, 2, 1)))
+    h = F.conv_transpose2d(torch.cat([h, maps(14)], 1), G.ups[1].weight, G.ups[1].bias, 2, 2, 1)
+    torch.testing.assert_close(G(z, labels), 1 / (1 + torch.exp(-h)), rtol=1e-4, atol=1e-5)
+
+    h = F.leaky_relu(F.conv2d(torch.cat([x, maps(28)], 1), D.downs[0].weight, D.downs[0].bias, 2, 2), 0.2)
+    h = F.leaky_relu(bn(F.conv2d(torch.cat([h, maps(14)], 1), D.downs[1].weight, D.downs[1].bias, 2, 2)), 0.2)
+    expected = h
+    h = F.leaky_relu(bn(F.linear(torch.cat([h.flatten(1), y], 1), D.dense[0].weight, D.dense[0].bias)), 0.2)
+    logits, hidden = D(x, labels, with_hidden=True)
+    torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits, (torch.cat([h, y], 1) @ D.out.weight.T + D.out.bias)[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_loss():
+    """Eq. 12: a distance, not its square, and a mean over images, not over activations."""
+    a, b = torch.randn(7, 3, 4, 4), torch.randn(7, 3, 4, 4)
+    assert de_gan.hidden_loss(a, a) == 0
+    assert de_gan.hidden_loss(torch.full((5, 2, 3, 3), 2.0), torch.full((5, 2, 3, 3), -1.0)) == pytest.approx(3 * math.sqrt(18))
+    torch.testing.assert_close(de_gan.hidden_loss(a, b), sum((p - q).norm() for p, q in zip(a, b)) / 7)
+    torch.testing.assert_close(de_gan.hidden_loss(3 * a, 3 * b), 3 * de_gan.hidden_loss(a, b))
+
+
+def test_vae_loss():
+    """Eq. 4: 784 log 2 for a coin a pixel; both terms as torch.distributions has them."""
+    x, zeros = torch.rand(4, 1, 28, 28), torch.zeros(4, 128)
+    loss, kl = de_gan.vae_loss(torch.zeros(4, 1, 28, 28), x, zeros, zeros)
+    assert loss.item() == pytest.approx(784 * math.log(2)) and kl == 0
+    logits, mu, logvar, x = torch.randn(4, 1, 28, 28), torch.randn(4, 128), torch.randn(4, 128), x.round()
+    loss, kl = de_gan.vae_loss(logits, x, mu, logvar)
+    q, p = torch.distributions.Normal(mu, (logvar / 2).exp()), torch.distributions.Normal(0.0, 1.0)
+    torch.testing.assert_close(kl, torch.distributions.kl_divergence(q, p).sum(1).mean())
+    likelihood = torch.distributions.Bernoulli(logits=logits).log_prob(x).sum((1, 2, 3)).mean()
+    torch.testing.assert_close(loss, kl - likelihood)
+
+
+def test_adversarial_losses():
+    """Eq. 11 by torch's cross-entropy: real is 1."""
+    real, fake = torch.randn(50) * 5, torch.randn(50) * 5
+    bce = F.binary_cross_entropy_with_logits
+    torch.testing.assert_close(de_gan.d_loss(real, fake), bce(real, torch.ones(50)) + bce(fake, torch.zeros(50)))
+    torch.testing.assert_close(de_gan.g_loss(fake), bce(fake, torch.ones(50)))
+    assert de_gan.d_loss(torch.zeros(3), torch.zeros(3)).item() == pytest.approx(2 * math.log(2))
+
+
+def test_decoder_and_encoder_are_swapped():
+    """Eqs. 8 and 9: z_n -> x^ -> z' ~ N(mu(x^), sigma(x^)^2)."""
+    torch.manual_seed(0)
+    vae = de_gan.VAE(1, 28, 128).freeze()
+    z, eps = torch.randn(6, 128), torch.randn(6, 128)
+    out = vae.encoder(torch.sigmoid(vae.decoder(z)))
+    mu, std = out[:, :128], torch.exp(0.5 * out[:, 128:])
+    torch.testing.assert_close(vae.swapped(z, eps), mu + std * eps)
+    vae.posterior = "mean"
+    torch.testing.assert_close(vae.swapped(z, eps), mu)
+
+
+def optimisers_of(nets):
+    return {name: torch.optim.Adam(net.parameters(), 2e-4, betas=(0.5, 0.999)) for name, net in nets.items()}
+
+
+def test_the_frozen_vae_stays_as_it_was():
+    """No gradient reaches it, and neither weights nor running averages move while G and D play."""
+    torch.manual_seed(0)
+    nets = de_gan.build(namespace())
+    nets["vae"].freeze()
+    before = copy.deepcopy({name: net.state_dict() for name, net in nets.items()})
+    optimisers = optimisers_of(nets)
+    for _ in range(2):
+        de_gan.play(nets, optimisers, torch.rand(8, 1, 28, 28), None, 0.1, NO_AUTOCAST)
+    moved = {name: any(not torch.equal(value, before[name][key]) for key, value in net.state_dict().items())
+             for name, net in nets.items()}
+    assert moved == {"G": True, "D": True, "vae": False}
+    assert all(p.grad is None and not p.requires_grad for p in nets["vae"].parameters())
+    assert all(p.requires_grad for p in nets["D"].parameters())  # thawed again for its own update
+
+
+def by_hand(nets):
+    """The same G and D as nn.Sequential, by Table II."""
+    G, D = nets["G"], nets["D"]
+    generator = nn.Sequential(
+        nn.Linear(128, 1024), nn.BatchNorm1d(1024), nn.ReLU(), nn.Linear(1024, 6272), nn.BatchNorm1d(6272), nn.ReLU(),
+        nn.Unflatten(1, (128, 7, 7)), nn.ConvTranspose2d(128, 128, 5, 2, 2, 1), nn.BatchNorm2d(128), nn.ReLU(),
+        nn.ConvTranspose2d(128, 1, 5, 2, 2, 1), nn.Sigmoid(),
+    )  # fmt: skip
+    discriminator = nn.Sequential(
+        nn.Conv2d(1, 11, 5, 2, 2), nn.LeakyReLU(0.2), nn.Conv2d(11, 74, 5, 2, 2), nn.BatchNorm2d(74), nn.LeakyReLU(0.2),
+        nn.Flatten(), nn.Linear(3626, 1024), nn.BatchNorm1d(1024), nn.LeakyReLU(0.2), nn.Linear(1024, 1),
+    )  # fmt: skip
+    for net, places, layers in (
+        (generator, (0, 3, 7, 10), [*G.dense, *G.ups]), (discriminator, (0, 2, 6, 9), [*D.downs, *D.dense, D.out]),
+    ):  # fmt: skip
+        for place, layer in zip(places, layers):
+            net[place].load_state_dict(layer.state_dict())
+    return generator, discriminator
+
+
+def in_order(net, layers, norms):
+    """The gradients of our net in nn.Sequential's order: every layer, then its norm if it has one."""
+    return [p.grad for layer, norm in zip(layers, norms) for p in (*layer.parameters(), *norm.parameters())]
+
+
+@pytest.mark.parametrize("lambda_hidden", [0.0, 0.3])
+def test_one_update_by_hand(lambda_hidden):
+    """Plain noise without the hidden term is DCGAN's update: the gradients by hand; with the term, eq. 13 for G and
+    nothing new for D."""
+    torch.manual_seed(0)
+    nets = de_gan.build(namespace(noise="plain"))
+    G, D = by_hand(nets)
+    x, bce = torch.rand(16, 1, 28, 28), F.binary_cross_entropy_with_logits
+    rng = torch.get_rng_state()
+    losses = de_gan.play(nets, optimisers_of(nets), x, None, lambda_hidden, NO_AUTOCAST)
+
+    torch.set_rng_state(rng)
+    fake = G(torch.randn(16, 128))
+    loss_D = bce(D(x), torch.ones(16, 1)) + bce(D(fake.detach()), torch.zeros(16, 1))
+    loss_D.backward()
+    grad_D = [p.grad.clone() for p in D.parameters()]
+    torch.optim.Adam(D.parameters(), 2e-4, betas=(0.5, 0.999)).step()
+    loss_G = bce(D(fake), torch.ones(16, 1))
+    loss = loss_G + lambda_hidden * (D[:5](x).detach() - D[:5](fake)).flatten(1).norm(dim=1).mean()
+    loss.backward()
+
+    ours, none = nets["G"], nn.Identity()
+    grads = in_order(ours, [*ours.dense, *ours.ups], [*ours.dense_norms, *ours.norms, none])
+    for grad, p in zip(grads, G.parameters(), strict=True):
+        torch.testing.assert_close(grad, p.grad, rtol=1e-3, atol=5e-6)
+    ours = nets["D"]
+    grads = in_order(ours, [*ours.downs, *ours.dense, ours.out], [*ours.norms, *ours.dense_norms, none])
+    for grad, expected in zip(grads, grad_D, strict=True):
+        torch.testing.assert_close(grad, expected, rtol=1e-3, atol=5e-6)
+    torch.testing.assert_close(losses[:2], torch.stack([loss_D, loss_G]).detach())
+
+
+def test_pretraining_learns():
+    """Twenty updates on one batch bring the bound below that of the best picture without a code (every pixel's mean)."""
+    torch.manual_seed(0)
+    nets = de_gan.build(namespace())
+    vae, x = nets["vae"], (torch.rand(8, 1, 28, 28) > 0.5).float()
+    optimiser = torch.optim.Adam(vae.parameters(), 1e-3)
+    losses = [de_gan.pretrain(vae, optimiser, x, NO_AUTOCAST)[0].item() for _ in range(40)]
+    mean = x.mean(0)
+    without_a_code = torch.nan_to_num(-(mean * mean.log() + (1 - mean) * (1 - mean).log())).sum().item()
+    assert losses[0] > 500 and losses[-1] < without_a_code
+
+
+@pytest.mark.parametrize("noise", ["decoder-encoder", "plain"])
+def test_samples(noise):
+    torch.manual_seed(0)
+    nets = de_gan.build(namespace(noise=noise, classes=4))
+    if noise != "plain":
+        nets["vae"].freeze()
+    seeded = lambda seed=3: torch.Generator().manual_seed(seed)
+    state = copy.deepcopy(nets["G"].state_dict())
+    six = de_gan.sample(nets, 6, generator=seeded(), batch_size=8)
+    assert six.shape == (6, 1, 28, 28) and 0 <= six.min() and six.max() <= 1
+    assert torch.equal(de_gan.sample(nets, 19, generator=seeded(), batch_size=8)[:6], six)
+    assert torch.equal(de_gan.sample(nets, 6, torch.tensor([0, 1, 2, 3, 0, 1]), seeded(), 8), six)
+    assert not torch.equal(de_gan.sample(nets, 6, generator=seeded(4), batch_size=8), six)
+    other = de_gan.sample(nets, 6, torch.tensor([0, 1, 2, 3, 3, 3]), seeded(), 8)
+    assert torch.equal(other[:4], six[:4]) and not torch.equal(other[4], six[4])  # labels beside it change nothing
+    assert nets["G"].training and all(torch.equal(a, b) for a, b in zip(state.values(), nets["G"].state_dict().values()))
+
+
+def test_plane():
+    """The variances along the two axes are the two largest eigenvalues of the covariance."""
+    x = torch.randn(500, 6, dtype=torch.float64) * torch.tensor([1.0, 5, 2, 3, 1, 1]) + 10
+    flat = de_gan.plane(x)
+    expected = torch.linalg.eigvalsh(torch.cov(x.T)).flip(0)[:2]
+    torch.testing.assert_close(torch.cov(flat.T), torch.diag(expected), atol=1e-9, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of noisy 28 px pictures, 30 in all."""
+    root = tmp_path_factory.mktemp("images")
+    pixels = torch.randint(0, 256, (30, 28, 28), generator=torch.Generator().manual_seed(0)).byte().numpy()
+    for i, picture in enumerate(pixels):
+        (root / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.fromarray(picture).save(root / "ab"[i % 2] / f"{i}.png")
+    return root
+
+
+def run(folder, out, *flags):
+    common = ["--dataset", str(folder), "--data-dir", str(folder.parent), "--out", str(out), "--device", "cpu"]
+    de_gan.main([*common, "--batch-size", "8", "--sample-every", "10", *flags])
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+@pytest.mark.parametrize("vae_iters", [9, 4, 2])
+def test_exact_resume(folder, tmp_path, vae_iters):
+    """6 updates = 4 + resume + 2: both parts the VAE's, the stop just before the game, and after it began."""
+    run(folder, tmp_path / "whole", "--vae-iters", str(vae_iters), "--iters", "6")
+    run(folder, tmp_path / "parts", "--vae-iters", str(vae_iters), "--iters", "4")
+    de_gan.main(["--resume", str(tmp_path / "parts"), "--iters", "6"])
+    whole, parts = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 6
+    for key in ("nets", "optimisers", "rng"):
+        assert same(whole[key], parts[key]), key
+    with open(tmp_path / "parts" / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["vae"]) for row in rows] == [int(row["step"]) <= vae_iters for row in rows]
+    assert all(bool(row["loss_d"]) != bool(row["vae"]) for row in rows)
