@@ -1,0 +1,914 @@
+"""GAN, DCGAN and WGAN, and what Radford et al. found inside a trained DCGAN.
+
+GAN:   Goodfellow et al. 2014, Generative adversarial networks, arXiv:1406.2661
+DCGAN: Radford, Metz, Chintala 2016, Unsupervised representation learning with ..., arXiv:1511.06434
+WGAN:  Arjovsky, Chintala, Bottou 2017, arXiv:1701.07875
+
+    python dcgan.py --dataset lsun-rooms --batch-size 128             the paper's run: 1024-512-256-128 maps, 64 px
+    python dcgan.py --iters 20                                        a smoke run on the embedded digits
+    python dcgan.py --arch dense --dataset mnist                      Goodfellow's network
+    python dcgan.py --objective wgan --dataset mnist                  the same game with Wasserstein's distance
+    python dcgan.py --resume runs/dcgan-faces --explore arithmetic    an exploration of a trained run, into its folder
+
+Differs from the papers
+- D(x) is a logit, and losses are softplus of logits: the same functions as eq. 1 of Goodfellow et al. without overflow.
+- G draws with running averages of its batch norm, so that a latent gives one picture whatever stands beside it; a
+  discriminator under measure reads batches of the training size (metrics.py), or averages of real images (explorations).
+- 28 and 32 px start from 7x7 and 4x4 maps, a quarter of the paper's in width, to train on a CPU; --width 128 is the paper's.
+- --conditional joins one-hot labels to every layer's input, as in the networks of DE-GAN, Table II.
+- The dense networks train with Adam from N(0, 0.02) as the others, not with momentum from a uniform start.
+- An update of WGAN is one of G; G learns from the noise that the critic met last, not from a batch of its own.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
+from torch import nn
+from torchvision.utils import save_image
+
+import data
+import metrics
+
+# --------------------------------------------------------------------------------------------------------------- model
+# Shapes: B batch, Z length of z, C x S x S an image, K maps of a layer, Y classes (0 where there are no labels).
+
+
+def join(x, y):
+    """x (B, K, ...) with one-hot y (B, Y) at every place, (B, K + Y, ...); x itself where y is None."""
+    if y is None:
+        return x
+    y = y.to(x.dtype).view(*y.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
+    return torch.cat([x, y], 1)
+
+
+def one_hot(labels, classes):
+    """labels (B,) -> (B, Y) floats; None for a net without classes."""
+    return F.one_hot(labels, classes).float() if classes else None
+
+
+def draw_z(n, z_dim, generator=None, device=None):
+    """z uniform in (-1, 1), (n, Z)."""
+    return 2 * torch.rand(n, z_dim, generator=generator, device=device) - 1
+
+
+class Generator(nn.Module):
+    """DCGAN's G: z (B, Z) to images (B, C, S, S) in [0, 1]; K = kernels, bottom to top (Radford et al., Figure 1).
+
+    No pooling and no dense hidden layer; batch norm and ReLU in all layers but the last, whose tanh is brought to [0, 1].
+    """
+
+    def __init__(self, kernels, channels, size, z_dim=100, classes=0):
+        super().__init__()
+        self.z_dim, self.classes = z_dim, classes
+        self.base = (kernels[0], size >> len(kernels), size >> len(kernels))
+        self.dense = nn.Linear(z_dim + classes, math.prod(self.base))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(k) for k in kernels)
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose2d(k + classes, k_next, kernel_size=5, stride=2, padding=2, output_padding=1)
+            for k, k_next in zip(kernels, [*kernels[1:], channels])
+        )
+        self.apply(start_small)
+
+    def forward(self, z, labels=None):
+        y = one_hot(labels, self.classes)
+        x = self.dense(join(z, y)).unflatten(1, self.base)  # (B, K0, S / 2^L, S / 2^L), L = len(kernels)
+        for norm, layer in zip(self.norms, self.ups):
+            x = layer(join(F.relu(norm(x)), y))             # twice the side, at last (B, C, S, S)
+        return (torch.tanh(x.float()) + 1) / 2
+
+
+def leaky(x):
+    return F.leaky_relu(x, 0.2)
+
+
+class Discriminator(nn.Module):
+    """DCGAN's D, G in the mirror: images (B, C, S, S) in [0, 1] to logits (B,), positive = real; a WGAN critic likewise."""
+
+    def __init__(self, kernels, channels, size, classes=0):
+        super().__init__()
+        self.classes = classes
+        kernels = kernels[::-1]
+        self.downs = nn.ModuleList(
+            nn.Conv2d(k + classes, k_next, kernel_size=5, stride=2, padding=2)
+            for k, k_next in zip([channels, *kernels[:-1]], kernels)
+        )
+        self.norms = nn.ModuleList([nn.Identity(), *(nn.BatchNorm2d(k) for k in kernels[1:])])  # none on the first layer
+        self.dense = nn.Linear(kernels[-1] * (size >> len(kernels)) ** 2 + classes, 1)
+        self.apply(start_small)
+
+    def activations(self, x, labels=None, activation=leaky):
+        """The maps of every convolution layer, [(B, K, S/2, S/2), ..., (B, K0, S / 2^L, S / 2^L)]."""
+        y, maps = one_hot(labels, self.classes), []
+        x = 2 * x - 1
+        for layer, norm in zip(self.downs, self.norms):
+            x = activation(norm(layer(join(x, y))))
+            maps.append(x)
+        return maps
+
+    def forward(self, x, labels=None):
+        h = self.activations(x, labels)[-1].flatten(1)
+        return self.dense(join(h, one_hot(labels, self.classes))).squeeze(1).float()
+
+
+class DenseGenerator(nn.Module):
+    """Goodfellow's G for MNIST: two layers of 1,200 ReLUs and a sigmoid; z (B, Z) to (B, C, S, S) in [0, 1]."""
+
+    def __init__(self, channels, size, z_dim=100, classes=0, hidden=1200):
+        super().__init__()
+        self.z_dim, self.classes, self.shape = z_dim, classes, (channels, size, size)
+        sizes = [z_dim, hidden, hidden]
+        self.layers = nn.ModuleList(nn.Linear(a + classes, b) for a, b in zip(sizes, [*sizes[1:], math.prod(self.shape)]))
+        self.apply(start_small)
+
+    def forward(self, z, labels=None):
+        y, x = one_hot(labels, self.classes), z
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(join(x, y)))                         # (B, 1200)
+        return torch.sigmoid(self.layers[-1](join(x, y)).float()).unflatten(1, self.shape)
+
+
+class DenseDiscriminator(nn.Module):
+    """Goodfellow's D for MNIST: two layers of 240 maxout units of 5 pieces, with dropout; images to logits (B,)."""
+
+    def __init__(self, channels, size, classes=0, hidden=240, pieces=5, dropout=0.5):
+        super().__init__()
+        self.classes, self.pieces, self.dropout = classes, pieces, dropout
+        sizes = [channels * size * size, hidden, hidden]
+        self.layers = nn.ModuleList(nn.Linear(a + classes, pieces * b) for a, b in itertools.pairwise(sizes))
+        self.last = nn.Linear(hidden + classes, 1)
+        self.apply(start_small)
+
+    def forward(self, x, labels=None):
+        y, x = one_hot(labels, self.classes), 2 * x.flatten(1) - 1
+        for layer in self.layers:
+            x = layer(join(x, y)).unflatten(1, (-1, self.pieces)).amax(2)  # maxout: (B, 240)
+            x = F.dropout(x, self.dropout, self.training)
+        return self.last(join(x, y)).squeeze(1).float()
+
+
+def start_small(layer):
+    """Radford et al.: all weights start from N(0, 0.02); in their code batch norm's gains from N(1, 0.02)."""
+    if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d)):
+        nn.init.normal_(layer.weight, mean=1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0, std=0.02)
+        nn.init.zeros_(layer.bias)
+
+
+# -------------------------------------------------------------------------------------------------------------- losses
+
+
+def d_loss(real, fake):
+    """-log D(x) - log(1 - D(G(z))), means over logits real (B,) and fake (B,); Goodfellow's eq. 1. 2 log 2 when D cannot tell."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def g_loss(fake):
+    """-log D(G(z)), mean over logits (B,), the form that does not saturate (Goodfellow, section 3). log 2 when D cannot tell."""
+    return F.softplus(-fake).mean()
+
+
+def critic_loss(real, fake):
+    """Mean f(G(z)) - mean f(x) of scores (B,): minus the Wasserstein distance, up to f's Lipschitz constant; 0 when f cannot tell."""
+    return fake.mean() - real.mean()
+
+
+def critic_g_loss(fake):
+    """-mean f(G(z)) of scores (B,); WGAN, Algorithm 1, line 10."""
+    return -fake.mean()
+
+
+@torch.no_grad()
+def clip_weights(critic, limit=0.01):
+    """Every weight of the critic into [-limit, limit], in place (WGAN, Algorithm 1, line 7)."""
+    for weight in critic.parameters():
+        weight.clamp_(-limit, limit)
+
+
+# -------------------------------------------------------------------------------------------------------- build, sample
+
+
+def kernels_for(size, width):
+    """Maps of G, bottom to top: from 4x4 to 7x7 they halve as the side doubles, up to `width` at half the image's side.
+
+    64 px and width 128 are the paper's 1024-512-256-128. InputError for a size that is not 4 to 7 times a power of two.
+    """
+    layers = 0
+    while size % 2 ** (layers + 1) == 0 and size >> layers + 1 >= 4:
+        layers += 1
+    if layers == 0 or size >> layers > 7:
+        raise data.InputError(f"images of {size} px do not halve down to 4 to 7: choose --size 28, 32 or 64")
+    return [width << i for i in reversed(range(layers))]
+
+
+def build(args):
+    """The bare modules of a namespace with arch, objective, channels, size, width and classes: G, and "D" or a "critic"."""
+    if args.arch == "dense":
+        G = DenseGenerator(args.channels, args.size, classes=args.classes)
+        D = DenseDiscriminator(args.channels, args.size, args.classes, dropout=0.0 if args.objective == "wgan" else 0.5)
+    else:
+        kernels = kernels_for(args.size, args.width)
+        G = Generator(kernels, args.channels, args.size, classes=args.classes)
+        D = Discriminator(kernels, args.channels, args.size, args.classes)
+    return {"G": G, "critic" if args.objective == "wgan" else "D": D}
+
+
+@torch.no_grad()
+def sample(nets, n, labels=None, generator=None, batch_size=128):
+    """n images (n, C, S, S) in [0, 1]; a conditional G draws `labels` (n,), or 0, 1, 2, ... in turn where there are none.
+
+    Latents come from `generator` (on the CPU), so that pictures agree across devices.
+    """
+    G = nets["G"]
+    device, training = next(G.parameters()).device, G.training
+    if labels is None and G.classes:
+        labels = torch.arange(n) % G.classes
+    G.eval()
+    parts = []
+    for first in range(0, n, batch_size):
+        z = draw_z(batch_size, G.z_dim, generator)[: n - first].to(device)
+        parts.append(G(z, labels[first : first + batch_size].to(device) if G.classes else None))
+    G.train(training)
+    return torch.cat(parts)
+
+
+def draw_pictures(nets, args, folder, step):
+    """samples/STEP.png, the same latents every time; with up to 16 classes a column for each."""
+    columns = args.classes if 0 < args.classes <= 16 else 8
+    images = sample(nets, 8 * columns, generator=torch.Generator().manual_seed(args.seed), batch_size=args.batch_size)
+    save_image(images, folder / f"samples/{step:06}.png", nrow=columns)
+
+
+# ------------------------------------------------------------------------------------------------------ flags, training
+
+EXPLORATIONS = ("walk", "arithmetic", "filters", "forget", "features", "nearest")
+
+
+def parse_args(argv=None):
+    parser = metrics.Parser("dcgan.py", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--dataset", default="digits", help=f"{', '.join(data.DATASETS)}, or a folder of images")
+    add("--data-dir", default="data", help="where data sets lie, and are downloaded to")
+    add("--size", type=metrics.count, help="side of the images in pixels; the data set's own if not given")
+    add("--out", help="the run's folder; runs/dcgan-DATASET (gan-, wgan-) if not given")
+    add("--resume", metavar="RUN", help="go on with this run")
+    add("--sample", type=metrics.count, metavar="N", help="only draw N images of the run given by --resume, into --out")
+    add("--seed", type=int, default=0, help="of weights, batches and latents")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
+    add("--epochs", type=metrics.count, help="times through the data; 25, for digits 4, if not given")
+    add("--iters", type=metrics.count, help="stop after this many updates; takes the place of --epochs")
+    add("--batch-size", type=metrics.count, default=128, help="the paper's is 128; WGAN's 64")
+    add("--lr-g", type=metrics.rate, help="rate for G; the papers' 2e-4 (Adam), for wgan 5e-5 (RMSProp), if not given")
+    add("--lr-d", type=metrics.rate, help="rate for D or the critic; as --lr-g's default if not given")
+    add("--log-every", type=metrics.count, default=50, help="updates between two printed lines")
+    add("--sample-every", type=metrics.count, default=200, help="updates between two grids, each with a checkpoint")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile G and D")
+    add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the device is fast at it if not given")
+    add("--conditional", action=argparse.BooleanOptionalAction, default=False, help="G and D are given the labels")
+    add("--arch", choices=["conv", "dense"], default="conv", help="DCGAN's networks, or Goodfellow's")
+    add("--objective", choices=["gan", "wgan"], default="gan", help="logistic loss, or a clipped critic (WGAN)")
+    add("--width", type=metrics.count, help="maps at half the image's side, doubled at each halving; the paper's 128 "
+        "from 64 px on, 32 below, if not given")
+    add("--d-steps", type=metrics.count, help="updates of D for each of G; 1, for wgan the paper's 5, if not given")
+    add("--explore", choices=EXPLORATIONS, help="only explore the run given by --resume, into RUN/explore")
+    add("--concepts", nargs="+", metavar="NAME=VALUE,...", help="the three of arithmetic (a - b + c), or the one to forget")
+    add("--attributes", metavar="FILE", help="of the training images: a header of names, a row of integers per image")
+    add("--latents", metavar="FILE.npy", help="(n, 100) numbers: the points of the walk, or three for each of a, b, c")
+    args = parser.parse_args(argv)
+    if args.sample and args.explore:
+        parser.error("--sample and --explore are two things: give one of them")
+    if (args.sample or args.explore) and not args.resume:
+        parser.error(f"--{'sample' if args.sample else 'explore'} is for a trained run: name it with --resume RUN")
+    for name in ("concepts", "attributes", "latents"):
+        if getattr(args, name) and args.explore not in (("walk", "arithmetic") if name == "latents" else ("arithmetic", "forget")):
+            parser.error(f"--{name} does not go with this: see its help and --explore")
+    if args.resume:
+        return metrics.resumed_args(parser, argv, "dcgan", free={"seed"} if args.explore else ())
+    if args.dataset in data.DATASETS:
+        args.channels, side = data.DATASETS[args.dataset]
+        args.size = args.size or side
+    args.lr_g = args.lr_g or (5e-5 if args.objective == "wgan" else 2e-4)
+    args.lr_d = args.lr_d or (5e-5 if args.objective == "wgan" else 2e-4)
+    args.d_steps = args.d_steps or (5 if args.objective == "wgan" else 1)
+    args.epochs = args.epochs or (4 if args.dataset == "digits" else 25)
+    return args
+
+
+def main(argv=None):
+    try:
+        args = parse_args(argv)
+        if args.explore:
+            explore(args)
+        elif args.sample:
+            metrics.write_samples(args)
+        else:
+            train(args)
+    except (data.InputError, FloatingPointError, OSError) as error:
+        print(f"dcgan.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def train(args):
+    wgan = args.objective == "wgan"
+    name = "wgan" if wgan else "dcgan" if args.arch == "conv" else "gan"
+    folder = Path(args.resume or args.out or f"runs/{name}-{Path(args.dataset).name}")
+    if not args.resume and (folder / "checkpoint.pt").exists():
+        raise data.InputError(f"{folder} holds a run already: go on with --resume {folder}, or name another with --out")
+    device = torch.device(args.device)
+    images, labels = data.load(args.dataset, args.data_dir, size=args.size)
+    if args.resume and images.shape[1:] != (args.channels, args.size, args.size):
+        raise data.InputError(f"{args.dataset} has images of {tuple(images.shape[1:])}, the run {args.resume} was "
+                              f"trained on {(args.channels, args.size, args.size)}")
+    args.channels, args.size = images.shape[1:3]
+    args.classes = int(labels.max()) + 1 if args.conditional else 0
+    if args.classes == 1:
+        raise data.InputError(f"--conditional: the images of {args.dataset} are all of one class")
+    args.width = args.width or (128 if args.size >= 64 else 32)
+    if args.amp is None:
+        args.amp = data.has_bf16(device)
+
+    torch.manual_seed(args.seed)
+    nets = build(args)
+    G, D = (nets[name].to(device, memory_format=torch.channels_last) for name in ("G", "critic" if wgan else "D"))
+    if wgan:
+        opt_G = torch.optim.RMSprop(G.parameters(), lr=args.lr_g)
+        opt_D = torch.optim.RMSprop(D.parameters(), lr=args.lr_d)
+    else:
+        opt_G = torch.optim.Adam(G.parameters(), lr=args.lr_g, betas=(0.5, 0.999), fused=True)
+        opt_D = torch.optim.Adam(D.parameters(), lr=args.lr_d, betas=(0.5, 0.999), fused=True)
+    loss_of_D, loss_of_G = (critic_loss, critic_g_loss) if wgan else (d_loss, g_loss)
+    shown = nn.Identity() if wgan else nn.Sigmoid()
+    optimisers = {"G": opt_G, "D": opt_D}
+    start = metrics.restore_run(args.resume, nets, optimisers) if args.resume else 0
+    total = args.iters or args.epochs * (len(images) // args.batch_size) // args.d_steps
+    if start >= total:
+        raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
+    if args.compile:
+        for net in nets.values():
+            net.compile()
+
+    served = data.batches(images, args.batch_size, device, args.seed, start * args.d_steps, labels)
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    only_now = ("out", "resume", "sample", "explore", "concepts", "attributes", "latents")
+    kept = {name: value for name, value in vars(args).items() if name not in only_now}
+    (folder / "args.json").write_text(json.dumps(kept, indent=1) + "\n")
+    log = metrics.open_log(folder / "log.csv", start,
+                           ["step", "loss_d", "loss_g", "d_real", "d_fake", "spread", "images_per_s"])
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.amp)
+    began = since = time.perf_counter()
+    sums, printed = 0, start
+    with metrics.ctrl_c() as stopping:
+        for step in range(start + 1, total + 1):
+            for _ in range(args.d_steps):
+                x, y = next(served)
+                y = y if args.conditional else None
+                with autocast:
+                    fake = G(draw_z(args.batch_size, G.z_dim, device=device), y)
+                    real_score, fake_score = D(x, y), D(fake.detach(), y)  # apart: each has its own batch statistics
+                loss_D = loss_of_D(real_score, fake_score)
+                opt_D.zero_grad()
+                loss_D.backward()
+                opt_D.step()
+                if wgan:
+                    clip_weights(D)
+
+            D.requires_grad_(False)                                        # the gradient passes through D to G
+            with autocast:
+                loss_G = loss_of_G(D(fake, y))
+            opt_G.zero_grad()
+            loss_G.backward()
+            opt_G.step()
+            D.requires_grad_(True)
+
+            spread = fake.detach().var(0).sum() / x.var(0).sum()           # of the pictures; far below 1: G has collapsed
+            sums = sums + torch.stack([loss_D, loss_G, shown(real_score).mean(), shown(fake_score).mean(), spread]).detach()
+            ends = step == total or stopping
+            if step % args.log_every == 0 or step % args.sample_every == 0 or ends:
+                means = (sums / (step - printed)).tolist()                 # the only wait for the device
+                if not all(map(math.isfinite, means)):
+                    raise FloatingPointError(f"a loss is not finite by step {step}: try a lower --lr-g and --lr-d, or "
+                                             f"--no-amp; {folder} keeps its last good checkpoint")
+                rate = (step - printed) * args.batch_size / (time.perf_counter() - since)
+                left = int((time.perf_counter() - began) / (step - start) * (total - step))
+                print(f"step {step:6}/{total} | D {means[0]:.3f} G {means[1]:.3f} | D(x) {means[2]:.2f} D(G(z)) {means[3]:.2f}"
+                      f" | spread {means[4]:.2f} | {rate:.0f} img/s | {left // 60}:{left % 60:02} left", flush=True)
+                log.writerow([step, *(f"{mean:.4f}" for mean in means), f"{rate:.0f}"])
+                sums, printed, since = 0, step, time.perf_counter()
+            if step % args.sample_every == 0 or ends:
+                if not stopping:
+                    draw_pictures(nets, args, folder, step)
+                metrics.save_run(folder, "dcgan", kept, step, nets, optimisers)
+            if ends:
+                break
+    if stopping:
+        print(f"stopped; go on with: python dcgan.py --resume {folder}")
+        sys.exit(130)
+    print(f"done: samples and checkpoint.pt are in {folder}")
+
+
+# -------------------------------------------------------------------------------------------------------- explorations
+# Each takes (args, run, folder), writes folder/NAME.png and prints its table, if it has one, into folder/NAME.txt.
+
+
+def explore(args):
+    """--explore: one look into the run args.resume, its pictures and table in RUN/explore."""
+    run = metrics.load_run(args.resume, args.device)
+    needs_conv, needs_labels = args.explore in ("filters", "forget", "features"), args.explore == "nearest"
+    if needs_conv and args.arch != "conv":
+        raise data.InputError(f"--explore {args.explore} reads convolution maps: {args.resume} is a dense network")
+    if needs_labels and not args.conditional:
+        raise data.InputError(f"--explore nearest needs labelled samples: train a run with --conditional; {args.resume} is none")
+    if args.conditional and args.explore in ("arithmetic", "forget", "features"):
+        raise data.InputError(f"--explore {args.explore} asks what z or D has learnt without labels, but {args.resume} was given "
+                              "them: train a run without --conditional")
+    folder = Path(args.resume)
+    folder = (folder if folder.is_dir() else folder.parent) / "explore"
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(args.seed)
+    globals()[args.explore](args, run, folder)
+    print(f"{args.explore}.* is in {folder}")
+
+
+def board(rows, path, scale=3):
+    """Rows of images (C, S, S), None for a gap, as one PNG on white, a pixel of an image `scale` pixels wide."""
+    shape = next(image.shape for row in rows for image in row if image is not None)
+    width = max(map(len, rows))
+    tiles = [torch.ones(shape) if image is None else image.detach().cpu() for row in rows
+             for image in [*row, *[None] * (width - len(row))]]
+    tiles = torch.stack(tiles).clamp(0, 1).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    save_image(tiles, path, nrow=width, padding=2, pad_value=1.0)
+
+
+def table(rows, path):
+    """Rows of strings, aligned, printed and written to `path`."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    print(text)
+    path.write_text(text + "\n")
+
+
+def read_latents(args, rows, z_dim):
+    """The points of --latents, float32 (n, Z), n at least `rows`."""
+    try:
+        z = torch.from_numpy(np.load(args.latents).astype(np.float32))
+    except (OSError, ValueError, EOFError) as error:
+        raise data.InputError(f"--latents {args.latents} cannot be read as a .npy of numbers: {error}") from error
+    if z.ndim != 2 or len(z) < rows or z.shape[1] != z_dim:
+        raise data.InputError(f"--latents {args.latents} is {tuple(z.shape)}: at least {rows} rows of {z_dim} are needed")
+    return z
+
+
+def draw(run, z, labels=None, batch_size=500):
+    """Images of the latents z (n, Z), on the CPU."""
+    with torch.no_grad():
+        pairs = zip(z.split(batch_size), [None] * len(z) if labels is None else labels.split(batch_size))
+        return torch.cat([run.nets["G"](a.to(run.device), None if b is None else b.to(run.device)).cpu() for a, b in pairs])
+
+
+# Walk: straight lines between 9 random latents (Radford et al., Figure 4)
+
+
+def walk(args, run, folder, frames=10):
+    """walk.png: a row from each of 9 latents to the next, the last back to the first, each row of one label."""
+    G = run.nets["G"]
+    z = read_latents(args, 2, G.z_dim) if args.latents else draw_z(9, G.z_dim, torch.Generator().manual_seed(args.seed))
+    share = torch.linspace(0, 1, frames)[:, None, None]
+    path = torch.lerp(z, z.roll(-1, 0), share).transpose(0, 1)                     # (9, frames, Z)
+    labels = torch.arange(len(z)).repeat_interleave(frames) % args.classes if args.classes else None
+    images = draw(run, path.flatten(0, 1), labels).unflatten(0, path.shape[:2])    # (9, frames, C, S, S)
+    board(images, folder / "walk.png")
+    steps = (images[:, 1:] - images[:, :-1]).flatten(2).norm(dim=2)                # (9, frames - 1)
+    ends = (images[:, -1] - images[:, 0]).flatten(1).norm(dim=1)
+    table([["row", "distance of the ends", "largest step", "its share"],
+           *([str(i), f"{end:.2f}", f"{step:.2f}", f"{step / end:.0%}"] for i, (end, step) in enumerate(zip(ends, steps.amax(1))))],
+          folder / "walk.txt")
+
+
+# Concepts: what a small network reads in a picture, taught by the data set's attributes
+
+
+class Reader(nn.Module):
+    """Images (B, C, S, S) to {attribute: probabilities (B, values)}, from one network with an end for each attribute."""
+
+    def __init__(self, channels, values):
+        super().__init__()
+        self.values = dict(values)
+        widths, layers = [channels, 32, 64, 64], []
+        for k, k_next in itertools.pairwise(widths):
+            layers += [nn.Conv2d(k, k_next, 3, stride=2, padding=1), nn.BatchNorm2d(k_next), nn.ReLU()]
+        self.net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * 16, sum(self.values.values())))
+
+    def forward(self, x):
+        parts = self.net(2 * x - 1).split(list(self.values.values()), 1)
+        return dict(zip(self.values, parts))
+
+    @torch.no_grad()
+    def read(self, images, batch_size=500):
+        """{attribute: probabilities (n, values)} of float images (n, C, S, S), on the CPU."""
+        self.eval()
+        device = next(self.parameters()).device
+        parts = [self(part.to(device)) for part in images.split(batch_size)]
+        return {name: torch.cat([part[name].softmax(1) for part in parts]).cpu() for name in self.values}
+
+
+def attributes_of(args, labels):
+    """{name: int64 (N,)} of the training or test images: --attributes, or those of the faces, or the classes as "class"."""
+    if args.dataset == "faces":
+        return data.face_attributes(labels)
+    return {"class": labels}
+
+
+def read_attributes(path, n):
+    """{name: int64 (n,)} of a text table: a header of names, then a row per image, commas or blanks between.
+
+    CelebA's own file is one: its first line (a count) and its column of file names are passed over, and -1 counts as 0.
+    Raises InputError for a table with anything but integers, or of another length than n.
+    """
+    lines = [re.split(r"[,\s]+", line.strip()) for line in Path(path).read_text().splitlines() if line.strip()]
+    if lines and len(lines[0]) == 1 and lines[0][0].isdecimal():
+        lines = lines[1:]
+    if len(lines) - 1 != n:
+        raise data.InputError(f"{path} has {max(len(lines) - 1, 0)} rows below its header, but there are {n} training images")
+    header, *rows = lines
+    named = not re.fullmatch(r"-?\d+", rows[0][0])  # a first column of file names, with or without a head of its own
+    names = header[1:] if named and len(header) == len(rows[0]) else header
+    try:
+        values = torch.tensor([[int(cell) for cell in row[named:]] for row in rows]).clamp(min=0)
+        return dict(zip(names, values.unbind(1), strict=True))
+    except ValueError as error:
+        raise data.InputError(f"{path}: {error}; every row needs one integer for each of {', '.join(names)}") from error
+
+
+def teach_reader(args, run):
+    """A Reader of the run's data, trained for two epochs; prints how well it reads images it was not taught."""
+    images, labels = data.load(args.dataset, args.data_dir, size=args.size)
+    attributes = read_attributes(args.attributes, len(images)) if args.attributes else attributes_of(args, labels)
+    values = {name: int(value.max()) + 1 for name, value in attributes.items()}
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    taught, held_out = order[: -len(order) // 10], order[-len(order) // 10 :]
+    reader = Reader(args.channels, values).to(run.device)
+    optimiser = torch.optim.Adam(reader.parameters(), lr=2e-3)
+    every = torch.stack(list(attributes.values()), 1)                        # (N, attributes)
+    served = data.batches(images[taught], min(128, len(taught)), run.device, 0, labels=every[taught])
+    for _ in range(2 * max(len(taught) // 128, 50)):
+        x, y = next(served)
+        loss = sum(F.cross_entropy(out, part) for out, part in zip(reader(x).values(), y.unbind(1)))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    read = reader.read(images[held_out[:2000]] / 255)
+    right = {name: (read[name].argmax(1) == attributes[name][held_out[:2000]]).float().mean() for name in values}
+    print("a reader of attributes is right on " + ", ".join(f"{name} {share:.1%}" for name, share in right.items())
+          + " of images it was not taught")
+    return reader, images, attributes
+
+
+def parse_concept(text, values):
+    """"smile=1,hair=0" -> {"smile": 1, "hair": 0}, each a name and value out of `values` {name: number of values}."""
+    concept = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in values or not value.isdecimal() or int(value) >= values[name]:
+            known = ", ".join(f"{name}=0..{count - 1}" for name, count in values.items())
+            raise data.InputError(f"--concepts: {part!r} is not one of {known}")
+        concept[name] = int(value)
+    return concept
+
+
+def certainty(read, concept):
+    """How surely pictures show a concept, (n,): the product of what the reader gives its attributes."""
+    return math.prod(read[name][:, value] for name, value in concept.items())
+
+
+# Arithmetic: a - b + c on means of three latents (Radford et al., Figure 7)
+
+
+def arithmetic(args, run, folder, drawn=4000, trials=200):
+    """arithmetic.png: three pictures of each concept and of their mean latent, then a - b + c amid eight noisy neighbours,
+    then the same sums of pixels. arithmetic.txt: how often the sum shows the concept meant, over `trials` other triples.
+    """
+    z_dim = run.nets["G"].z_dim
+    generator = torch.Generator().manual_seed(args.seed)
+    if args.latents:
+        triples = read_latents(args, 9, z_dim)[:9].view(1, 3, 3, z_dim)
+    else:
+        reader, _, _ = teach_reader(args, run)
+        texts = args.concepts or default_concepts(args, 3)
+        if len(texts) != 3:
+            raise data.InputError(f"--concepts: arithmetic takes three, a b c for a - b + c, not {len(texts)}")
+        a, b, c = concepts = [parse_concept(text, reader.values) for text in texts]
+        z = draw_z(drawn, z_dim, generator)
+        read = reader.read(draw(run, z))
+        triples = []
+        for text, concept in zip(texts, concepts):
+            sure = (certainty(read, concept) > 0.8).nonzero()[:, 0]
+            if len(sure) < 3:
+                raise data.InputError(f"only {len(sure)} of {drawn} samples show {text}: train longer, or choose another")
+            picked = torch.stack([sure[torch.randperm(len(sure), generator=generator)[:3]] for _ in range(trials + 1)])
+            triples.append(z[picked])
+        triples = torch.stack(triples, 1)                                    # (trials + 1, 3 concepts, 3, Z)
+    means = triples.mean(2)
+    sums = means[:, 0] - means[:, 1] + means[:, 2]                           # y = a - b + c, (trials + 1, Z)
+
+    noise = torch.empty(9, z_dim).uniform_(-0.25, 0.25, generator=generator)
+    noise[4] = 0                                                             # y itself in the middle
+    shown, middle = draw(run, triples[0].flatten(0, 1)), draw(run, means[0])
+    around = draw(run, sums[0] + noise)
+    pixels = shown.unflatten(0, (3, 3))
+    pixels = torch.cat([pixels, pixels.mean(1, keepdim=True)], 1)            # (3, 3 + mean, C, S, S)
+    pixel_sums = pixels[0] - pixels[1] + pixels[2]
+    rows = [[*shown[i::3], None, *around[3 * i : 3 * i + 3], None, pixel_sums[i]] for i in range(3)]
+    board([*rows, [*middle, None, None, around[4], None, None, pixel_sums[3]]], folder / "arithmetic.png", scale=4)
+
+    if not args.latents:
+        meant = c | {name: value for name, value in a.items() if value != b.get(name)}
+        pixel_means = draw(run, triples[1:].flatten(0, 2)).unflatten(0, (trials, 3, 3)).mean(2)
+        tried = {"c alone": draw(run, means[1:, 2]), "a - b + c": draw(run, sums[1:]),
+                 "the same in pixels": (pixel_means[:, 0] - pixel_means[:, 1] + pixel_means[:, 2]).clamp(0, 1)}
+        lines = [["share of pictures read as", *(f"{name}={value}" for name, value in meant.items()), "all of it"]]
+        for name, images in tried.items():
+            read = reader.read(images)
+            right = torch.stack([read[key].argmax(1) == value for key, value in meant.items()], 1)
+            lines.append([name, *(f"{share:.0%}" for share in right.float().mean(0)), f"{right.all(1).float().mean():.0%}"])
+        table(lines, folder / "arithmetic.txt")
+
+
+def default_concepts(args, count):
+    """The concepts of the faces' own demonstration; elsewhere they are the user's to name."""
+    if args.dataset != "faces" or args.attributes:
+        raise data.InputError(f"name {count} concept(s) with --concepts NAME=VALUE ..., for instance class=7")
+    return ["smile=1,glasses=0", "smile=0,glasses=0", "smile=0,glasses=1"] if count == 3 else ["glasses=1"]
+
+
+# Linear models, for features and forget
+
+
+def fit_linear(x, y, C, loss="squared-hinge"):
+    """The weights w (d, K) and biases b (K,) that minimise |w|^2 / 2 + C sum_i loss(y_i (x_i w + b)), column by column.
+
+    x: float (n, d); y: (n, K) of +1 and -1; loss: "squared-hinge", max(0, 1 - m)^2 (the L2-SVM), or "logistic",
+    log(1 + exp(-m)). By L-BFGS; biases are not regularised.
+    """
+    n_weights = x.shape[1] * y.shape[1]
+
+    def objective(flat):
+        flat = torch.from_numpy(flat).to(x)
+        w, b = flat[:n_weights].view(x.shape[1], -1), flat[n_weights:]
+        margin = y * (x @ w + b)
+        slack = (1 - margin).clamp(min=0)
+        value, slope = (slack**2, -2 * slack) if loss == "squared-hinge" else (F.softplus(-margin), -torch.sigmoid(-margin))
+        slope = C * slope * y
+        gradient = torch.cat([(w + x.T @ slope).flatten(), slope.sum(0)])
+        return (w.square().sum() / 2 + C * value.sum()).item(), gradient.double().cpu().numpy()
+
+    found = minimize(objective, np.zeros(n_weights + y.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 300})
+    flat = torch.from_numpy(found.x).to(x)
+    return flat[:n_weights].view(x.shape[1], -1), flat[n_weights:]
+
+
+def svm_accuracy(x, labels, x_test, labels_test):
+    """Test accuracy of a linear L2-SVM, one class against the rest; C is the best of five on the last fifth of x.
+
+    Columns are standardised and divided by sqrt(d), so that rows have length 1 or so and one range of C serves all.
+    """
+    mean, scale = x.mean(0), (x.std(0) + 1e-6) * math.sqrt(x.shape[1])
+    x, x_test = (x - mean) / scale, (x_test - mean) / scale
+    y = 2 * F.one_hot(labels, int(max(labels.max(), labels_test.max())) + 1).to(x) - 1
+    cut = len(x) * 4 // 5
+
+    def accuracy(C, train, x_judged, labels_judged):
+        w, b = fit_linear(x[train], y[train], C)
+        return ((x_judged @ w + b).argmax(1) == labels_judged).double().mean().item()
+
+    best = max((0.01, 0.1, 1, 10, 100), key=lambda C: accuracy(C, slice(cut), x[cut:], labels[cut:]))
+    return accuracy(best, slice(None), x_test, labels_test)
+
+
+# Forget: drop the maps of G that draw a thing (Radford et al., section 6.2, Figure 6)
+
+
+def forget(args, run, folder, drawn=2000):
+    """forget.png: pictures with the thing; without the maps that draw it; without as many maps taken at random.
+
+    A logistic regression on the maps of the second highest convolution layer of G tells cells in the thing's box from other
+    cells; all maps with a positive weight are dropped everywhere. The box is found, not drawn by hand: where images with
+    the thing differ on average from those without. forget.txt: what the reader sees before and after.
+    """
+    G = run.nets["G"]
+    reader, images, attributes = teach_reader(args, run)
+    texts = args.concepts or default_concepts(args, 1)
+    concept = parse_concept(texts[0], reader.values)
+    if len(texts) != 1 or len(concept) != 1:
+        raise data.InputError("--concepts: forget takes one NAME=VALUE")
+    (name, value), = concept.items()
+    has = attributes[name] == value
+    box = find_box(images[has][:5000] / 255, images[~has][:5000] / 255)
+
+    z = draw_z(drawn, G.z_dim, torch.Generator().manual_seed(args.seed))
+    before = reader.read(draw(run, z))
+    layer = max(len(G.ups) - 2, 0)
+    maps = maps_entering(run, layer, z)                                      # (n, K, s, s)
+    shows, lacks = (before[name][:, value] > 0.8).cpu(), (before[name][:, value] < 0.2).cpu()
+    if min(shows.sum(), lacks.sum()) < 20:
+        raise data.InputError(f"{int(shows.sum())} of {drawn} samples show {texts[0]} and {int(lacks.sum())} do not: train longer")
+    weights = map_weights(maps, shows, lacks, box, args.size)
+    keep = (weights <= 0).float()
+    at_random = torch.ones(len(keep))
+    at_random[torch.randperm(len(keep))[: int((keep == 0).sum())]] = 0
+
+    z = z[shows]
+    pictures = {"as drawn": draw(run, z), "its maps dropped": draw_with(run, layer, keep, z),
+                "random maps dropped": draw_with(run, layer, at_random, z)}
+    outlined = pictures["as drawn"][:12].clone()
+    top, bottom, left, right = box
+    outlined[:, :, [top, bottom - 1], left:right] = outlined[:, :, top:bottom, [left, right - 1]] = 1.0
+    board([outlined, *(part[:12] for part in pictures.values())], folder / "forget.png", scale=3)
+    lines = [[f"{int((keep == 0).sum())} of {len(keep)} maps", f"share with {texts[0]}", *(f"{key} as before" for key in
+              reader.values if key != name)]]
+    was = {key: part[shows].argmax(1) for key, part in before.items()}
+    for title, part in pictures.items():
+        read = {key: probabilities.argmax(1) for key, probabilities in reader.read(part).items()}
+        same = [f"{(read[key] == was[key]).float().mean():.0%}" for key in reader.values if key != name]
+        lines.append([title, f"{(read[name] == value).float().mean():.0%}", *same])
+    table(lines, folder / "forget.txt")
+
+
+def find_box(having, lacking):
+    """(top, bottom, left, right) around the pixels where the means of two sets (n, C, S, S) differ by half the most or more."""
+    difference = (having.mean(0) - lacking.mean(0)).abs().sum(0)             # (S, S)
+    rows, columns = (difference >= difference.max() / 2).nonzero().unbind(1)
+    return rows.min().item(), rows.max().item() + 1, columns.min().item(), columns.max().item() + 1
+
+
+def maps_entering(run, layer, z):
+    """The maps (n, K, s, s), on the CPU, that enter G's up-convolution number `layer`: ReLU's output, all 0 or more."""
+    caught = []
+    hook = run.nets["G"].ups[layer].register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].cpu()))
+    draw(run, z)
+    hook.remove()
+    return torch.cat(caught)
+
+
+def draw_with(run, layer, keep, z):
+    """Images of z with the maps that enter up-convolution `layer` multiplied by keep (K,): 0 drops a map everywhere."""
+    keep = keep.to(run.device)[:, None, None]
+    hook = run.nets["G"].ups[layer].register_forward_pre_hook(lambda module, inputs: (inputs[0] * keep,))
+    images = draw(run, z)
+    hook.remove()
+    return images
+
+
+def map_weights(maps, shows, lacks, box, size):
+    """Weight (K,) of each map in a logistic regression: cells in the box of pictures that show the thing against as many
+    random cells outside it in the same pictures (the paper's choice), and the box of pictures that lack it (ours: what is
+    drawn there without the thing, as eyes under glasses, should stay).
+
+    maps: (n, K, s, s); shows, lacks: bool (n,); box: (top, bottom, left, right) in pixels of an image `size` wide.
+    """
+    side = maps.shape[-1]
+    top, bottom, left, right = (edge * side / size for edge in box)
+    inside = torch.zeros(side, side, dtype=torch.bool)
+    inside[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = True
+    cells = maps.permute(0, 2, 3, 1)                                         # (n, s, s, K)
+    positive, elsewhere = cells[shows][:, inside].flatten(0, 1), cells[shows][:, ~inside].flatten(0, 1)
+    negative = cells[lacks][:, inside].flatten(0, 1)
+    elsewhere = elsewhere[torch.randperm(len(elsewhere))[: len(positive)]]
+    x = torch.cat([positive, elsewhere, negative])
+    y = torch.cat([torch.ones(len(positive), 1), -torch.ones(len(x) - len(positive), 1)])
+    w, _ = fit_linear(x / (x.std(0) + 1e-6), y, C=10 / len(x), loss="logistic")
+    return w[:, 0]
+
+
+# Filters and features: what D has learnt (Radford et al., Figure 5 and section 5.1)
+
+
+class GuidedReLU(torch.autograd.Function):
+    """Leaky ReLU whose gradient passes only where input and gradient are both positive (Springenberg et al. 2015, Figure 1)."""
+
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return leaky(x)
+
+    @staticmethod
+    def backward(context, gradient):
+        x, = context.saved_tensors
+        return gradient.clamp(min=0) * (x > 0)
+
+
+def guided_gradient(D, x, feature, labels=None):
+    """Guided gradient (B, C, S, S) of the greatest response of one map of D's last convolution layer; D in eval mode."""
+    x = x.clone().requires_grad_()
+    response = D.activations(x, labels, GuidedReLU.apply)[-1][:, feature].flatten(1).amax(1)
+    return torch.autograd.grad(response.sum(), x)[0]
+
+
+def discriminators(args, run, images, labels):
+    """(untrained, trained) D in eval mode, each with batch-norm statistics of these real images (n, C, S, S), 0..255."""
+    fresh = build(argparse.Namespace(**vars(run.args)))
+    pair = [nets.get("D") or nets.get("critic") for nets in (fresh, run.nets)]
+    for D in pair:
+        D.to(run.device).train()
+        for layer in D.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.track_running_stats = True
+                layer.momentum = None                                        # a plain average over the batches to come
+                layer.reset_running_stats()
+        with torch.no_grad():
+            for part, y in zip(images.split(args.batch_size)[:20], labels.split(args.batch_size)):
+                D((part / 255).to(run.device), y.to(run.device) if args.classes else None)
+        D.eval()
+    return pair
+
+
+def filters(args, run, folder, maps=6, shown=6):
+    """filters.png: for the first 6 features of D's last convolution layer the images with the greatest responses, and
+    below them their guided gradients; left of a random D, right of the trained one."""
+    images, labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
+    images, labels = images[:4000], labels[:4000]
+    halves = []
+    for D in discriminators(args, run, images, labels):
+        given = labels.to(run.device) if args.classes else None
+        with torch.no_grad():
+            responses = torch.cat([D.activations((part / 255).to(run.device), None if given is None else given[i * 500 :][:500])
+                                   [-1][:, :maps].amax((2, 3)) for i, part in enumerate(images.split(500))])
+        rows = []
+        for feature in range(maps):
+            top = responses[:, feature].topk(shown).indices
+            x = (images[top.cpu()] / 255).to(run.device)
+            gradient = guided_gradient(D, x, feature, None if given is None else given[top])
+            peak = gradient.abs().flatten(1).amax(1).clamp(min=1e-12)[:, None, None, None]
+            rows += [x, 0.5 + 0.5 * gradient / peak]
+        halves.append(rows)
+    board([[*random, None, *trained] for random, trained in zip(*halves)], folder / "filters.png", scale=3)
+
+
+@torch.no_grad()
+def pooled_features(D, images, batch_size=500):
+    """(n, d): the maps of all convolution layers of D, each max-pooled to 4x4, side by side; images uint8 (n, C, S, S)."""
+    device = next(D.parameters()).device
+    parts = []
+    for part in images.split(batch_size):
+        maps = D.activations((part / 255).to(device))
+        parts.append(torch.cat([F.adaptive_max_pool2d(m, 4).flatten(1) for m in maps], 1))
+    return torch.cat(parts)
+
+
+def features(args, run, folder):
+    """features.txt: test accuracy of a linear L2-SVM on raw pixels, and on the maps of an untrained and of the trained D."""
+    images, labels = data.load(args.dataset, args.data_dir, size=args.size)
+    test, test_labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:10_000]
+    images, labels, test, test_labels = images[order], labels[order], test[:10_000], test_labels[:10_000]
+    untrained, trained = discriminators(args, run, images, labels)
+    kinds = {"raw pixels": [part.flatten(1).to(run.device) / 255 for part in (images, test)],
+             "untrained D": [pooled_features(untrained, part) for part in (images, test)],
+             "trained D": [pooled_features(trained, part) for part in (images, test)]}
+    told, asked = attributes_of(args, labels), attributes_of(args, test_labels)
+    counts = [count for count in (100, 1000, 10_000) if count <= len(images)] or [len(images)]
+    lines = [["labels", "attribute", "most common", *(f"{kind} ({part[0].shape[1]})" for kind, part in kinds.items())]]
+    for count in counts:
+        for name in told:
+            common = (asked[name] == told[name].mode().values).float().mean()
+            y, y_test = told[name][:count].to(run.device), asked[name].to(run.device)
+            shares = [svm_accuracy(x[:count], y, x_test, y_test) for x, x_test in kinds.values()]
+            lines.append([str(count), name, f"{common:.1%}", *(f"{share:.2%}" for share in shares)])
+    table(lines, folder / "features.txt")
+
+
+# Nearest: does a conditional G know its classes? (Radford et al., section 6: nearest-neighbour classification of MNIST)
+
+
+def nearest(args, run, folder, counts=(1000, 10_000, 50_000)):
+    """nearest.txt: error of labelling test images as their nearest neighbour among n generated, and among n real, images.
+    nearest.png: test images, their nearest generated and their nearest real ones; in the right half those mislabelled."""
+    images, labels = data.load(args.dataset, args.data_dir, size=args.size)
+    test, test_labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
+    test, test_labels = test[:10_000], test_labels[:10_000]
+    counts = sorted({min(count, len(images)) for count in counts})
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[: counts[-1]]
+    real, real_labels = images[order], labels[order]
+    drawn_labels = torch.arange(counts[-1]) % args.classes
+    drawn = (run.sample(counts[-1], labels=drawn_labels, seed=args.seed).cpu() * 255).round().byte()
+    lines = [["images", "error, generated", "error, real"]]
+    for count in counts:
+        found = [metrics.nearest(part[:count].to(run.device), 1, queries=test.to(run.device))[1][:, 0].cpu() for part in (drawn, real)]
+        read = [part[index] for part, index in zip((drawn_labels, real_labels), found)]
+        lines.append([str(count), *(f"{(part != test_labels).double().mean():.2%}" for part in read)])
+    wrong = (read[0] != test_labels).nonzero()[:10, 0]
+    chosen = torch.cat([torch.arange(10), wrong])
+    rows = [test[chosen] / 255, drawn[found[0][chosen]] / 255, real[found[1][chosen]] / 255]
+    board([[*row[:10], None, *row[10:]] for row in rows], folder / "nearest.png")
+    table(lines, folder / "nearest.txt")
+
+
+if __name__ == "__main__":
+    main()
