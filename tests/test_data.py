@@ -150,14 +150,13 @@ def test_classes_by_number_and_name_keep_the_order_given(tmp_path):
 
 
 def test_size_resizes_as_pillow_does(tmp_path):
-    make_mnist(tmp_path)
-    smooth = np.add.outer(np.arange(28) * 5, np.arange(28) * 4).astype(np.uint8)
-    write_idx(tmp_path / "MNIST" / "raw", "train-images-idx3-ubyte", np.broadcast_to(smooth, (30, 28, 28)))
+    pixels = make_mnist(tmp_path)["train"][0]
     for size in (14, 32):
         images, _ = data.load("mnist", tmp_path, size=size)
-        expected = np.asarray(Image.fromarray(smooth).resize((size, size), Image.Resampling.BICUBIC))
+        expected = np.asarray(Image.fromarray(pixels[5]).resize((size, size), Image.Resampling.BICUBIC))
         assert images.shape == (30, 1, size, size)
-        assert np.abs(images[5, 0].numpy().astype(int) - expected).max() <= 1
+        error = np.abs(images[5, 0].numpy().astype(int) - expected)
+        assert error.mean() < 0.5  # Pillow rounds and clips between its two passes, torch after both
 
 
 def test_svhn(tmp_path, monkeypatch):
@@ -267,12 +266,12 @@ def test_lsun_rooms_without_kitchens_and_other_missing_folders_name_the_place(tm
 
 
 def test_imagenet_and_telugu_layouts(tmp_path):
-    for split in ("train", "val", "test"):
-        for i, name in enumerate(("n01", "n02")):
-            write(tmp_path / "imagenet" / split / name / f"{split}.JPEG", flat((10 + i, len(split), 200), 80, 100), quality=100)
+    for split, green in (("train", 20), ("val", 90), ("test", 160)):
+        for name in ("n01", "n02"):
+            write(tmp_path / "imagenet" / split / name / "1.JPEG", flat((10, green, 200), 80, 100), quality=100)
     images, labels = data.load("imagenet", tmp_path, "test")  # its test folder has no labels: val is taken
     assert images.shape == (2, 3, 64, 64) and labels.tolist() == [0, 1]
-    assert np.abs(images[:, 1, 5, 5].numpy().astype(int) - len("val")).max() <= 2
+    assert (images[:, 1].int() - 90).abs().max() <= 2
     for i in range(20):
         write(tmp_path / "telugu" / f"{i % 2:03d}" / f"{i:04d}.png", noise(32, 32, seed=i) > 128)
     images, labels = data.load("telugu", tmp_path)
@@ -463,6 +462,15 @@ def test_many_files_are_decoded_by_several_processes_in_order(tmp_path):
     assert sorted(train + test) == sorted(set(range(700)) - {100})
 
 
+def test_decoding_says_how_far_it_is_and_how_long_it_will_take(tmp_path, monkeypatch, capsys):
+    clock = itertools.count(100, 30)  # half a minute passes with each chunk of 64 files
+    monkeypatch.setattr(data.time, "monotonic", lambda: next(clock))
+    folder = numbered(tmp_path / "set", 224)
+    data.load(str(folder), tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"decoding {folder}: 64/224 | 1:15 left" and lines[1].endswith("128/224 | 0:45 left")
+
+
 # The cache
 
 
@@ -539,13 +547,12 @@ def meet(*args):  # neither writes before both have decoded
         time.sleep(0.01)
     return made
 data._decode = meet
-images, labels = data.load({str(folder)!r}, split="all")
+images, labels = data.load({str(folder)!r}, here / "a", split="all")  # a file: no second place for a cache
 print(images.long().sum().item(), len(labels))
 """
-    command = [sys.executable, "-c", code]
-    runs = [subprocess.Popen([*command, name], cwd=ROOT, stdout=subprocess.PIPE, text=True) for name in "ab"]
-    told = [run.communicate(timeout=120)[0].split() for run in runs]
-    assert told == [[str(64 * sum(range(200))), "200"]] * 2 and not any(run.returncode for run in runs)
+    pipes = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    runs = [subprocess.Popen([sys.executable, "-c", code, name], **pipes) for name in "ab"]
+    assert [run.communicate(timeout=120) for run in runs] == [(f"{64 * sum(range(200))} 200\n", "")] * 2
     assert sorted(path.name for path in folder.parent.iterdir()) == ["set", "set-8.npy"]
 
 
