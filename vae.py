@@ -24,7 +24,6 @@ Differs from the papers
 """
 
 import argparse
-import colorsys
 import itertools
 import json
 import math
@@ -241,7 +240,7 @@ def draw_pictures(nets, args, images, labels, folder, step):
 @torch.no_grad()
 def draw_latent_maps(nets, args, images, labels, folder):
     """For a 2-D z: latent-map.png, the images that z decodes to over the plane (Kingma and Welling, Figure 4), one map per
-    class if conditional; and latent-codes.png, where the encoder puts held-out images, coloured by class."""
+    class if conditional; and latent-codes.png, where the encoder puts the held-out images."""
     encoder, decoder = nets["encoder"], nets["decoder"]
     device = next(decoder.parameters()).device
     quantiles = torch.special.ndtri((torch.arange(20) + 0.5) / 20)          # N(0, 1) in 20 parts of equal mass
@@ -253,19 +252,14 @@ def draw_latent_maps(nets, args, images, labels, folder):
     text = "decoded z: 20 quantiles of N(0, 1) each way, z1 right, z2 up" + ("; a map per class" if args.conditional else "")
     save_captioned(make_grid(maps, 5, padding=8, pad_value=1), text, folder / "latent-map.png")
 
-    picture, side = Image.new("RGB", (640, 660), "white"), 640
-    pen, K = ImageDraw.Draw(picture), int(labels.max()) + 1
-    colours = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(k / K, 0.9, 0.85)) for k in range(K)]
-    chosen = torch.linspace(0, len(images) - 1, min(len(images), 5000)).long()
-    for part in chosen.split(args.batch_size):
+    picture, K = Image.new("RGB", (700, 720), "white"), int(labels.max()) + 1
+    pen = ImageDraw.Draw(picture)
+    pen.text((3, 2), "labels of held-out images, each at its mean of q(z|x); -4 to 4 each way, z1 right, z2 up", fill="black")
+    for part in torch.linspace(0, len(images) - 1, min(len(images), 2000)).long().split(args.batch_size):
         mu, _ = encoder(images[part].to(device) / 255, labels[part].to(device) if args.conditional else None)
-        for (u, v), label in zip(mu.tolist(), labels[part].tolist()):
-            u, v = (4 + u) / 8 * side, (4 - v) / 8 * side + 20              # both axes from -4 to 4
-            pen.ellipse((u - 1.5, v - 1.5, u + 1.5, v + 1.5), fill=colours[label])
-    pen.rectangle((0, 0, side, 20), fill="white")
-    pen.text((3, 4), "means of q(z|x) of held-out images, -4 to 4 each way", fill="black")
-    for label in range(min(K, 20)):
-        pen.text((side - 16 * min(K, 20) + 16 * label, 4), str(label), fill=colours[label])
+        for (z1, z2), label in zip(mu.tolist(), labels[part].tolist()):
+            place = (4 + z1) / 8 * 700, (4 - z2) / 8 * 700 + 20
+            pen.text(place, str(label), fill=f"hsv({360 * label // K}, 90%, 80%)")
     picture.save(folder / "latent-codes.png")
 
 
