@@ -19,15 +19,21 @@ import os
 import pickle
 import re
 import signal
+import sys
+import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+import data
 from data import InputError
 
 HERE = Path(__file__).resolve().parent
+UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError)  # what torch.load may raise
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
@@ -38,10 +44,12 @@ def save_run(folder, script, args, step, nets, optimisers):
 
     `args` is a Namespace or dict; `nets` and `optimisers` are dicts of objects with a state_dict. The file is written
     beside its place, synced and moved there in one step, so a run killed at any moment keeps its last good
-    checkpoint. Raises OSError.
+    checkpoint. Raises OSError, and FloatingPointError rather than write weights that are not finite.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if not all(value.isfinite().all() for net in nets.values() for value in net.state_dict().values()):
+        raise FloatingPointError(f"the weights are not finite at step {step}: {folder} keeps its last good checkpoint")
     values = args if isinstance(args, dict) else vars(args)
     checkpoint = {
         "script": script,
@@ -54,12 +62,17 @@ def save_run(folder, script, args, step, nets, optimisers):
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         },
     }
-    temporary = folder / "checkpoint.pt.part"
-    with open(temporary, "wb") as file:
-        torch.save(checkpoint, file)
+    _write(folder / "checkpoint.pt", checkpoint)
+
+
+def _write(path, content):
+    """torch.save under another name, synced, and moved to `path` in one step: the file is whole or as it was."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, folder / "checkpoint.pt")
+    os.replace(part, path)
 
 
 def load_checkpoint(path, script=None):
@@ -77,7 +90,7 @@ def load_checkpoint(path, script=None):
         raise InputError(f"{file} is broken or not a checkpoint; train the run again, or take a whole copy of the file")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{file} cannot be read as a checkpoint of tensors and plain values: {reason}") from error
     wanted = {"script": str, "args": dict, "step": int, "nets": dict, "optimisers": dict, "rng": dict}
@@ -179,6 +192,35 @@ def restore_run(path, nets, optimisers):
     return checkpoint["step"]
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, whose help shows the defaults that there are, and with no abbreviations."""
+
+    def __init__(self, prog, **options):
+        super().__init__(prog, allow_abbrev=False, formatter_class=_Defaults, **options)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def count(text):
+    """Type of a flag that counts: an int of at least 1."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return int(text)
+
+
+def rate(text):
+    """Type of a flag that is a learning rate or a weight: a finite float above 0."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return float(text)
+
+
 FREE_ON_RESUME = {"data_dir", "device", "epochs", "iters", "log_every", "sample_every", "compile", "amp"}
 
 
@@ -202,17 +244,26 @@ def resumed_args(parser, argv, script, free=()):
 
 
 def write_samples(args, steps=None):
-    """--sample: writes args.sample images of the run args.resume as PNG files into a new folder (args.out)."""
+    """--sample: writes args.sample images of the run args.resume as PNG files into a new folder (args.out).
+
+    A conditional run draws its classes in equal numbers, each into a sub-folder named by its label.
+    """
     from torchvision.utils import save_image
 
     run = load_run(args.resume, args.device, steps=steps)
     folder = Path(args.out or Path(args.resume) / ("drawn" if steps is None else f"drawn-{steps}-steps"))
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: name another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    images = run.sample(args.sample, seed=args.seed)
-    for i, image in enumerate(images):
-        save_image(image, folder / f"{i:06}.png")
+    labels = torch.arange(args.sample) % run.args.classes if run.conditional else None
+    places = [folder] * args.sample
+    if run.conditional:
+        width = len(str(run.args.classes - 1))  # zeros in front, so that names sort as labels do
+        places = [folder / f"{label:0{width}}" for label in labels.tolist()]
+    for place in set(places):
+        place.mkdir(parents=True, exist_ok=True)
+    images = run.sample(args.sample, labels=labels, seed=args.seed)
+    for i, (image, place) in enumerate(zip(images, places)):
+        save_image(image, place / f"{i:06}.png")
     print(f"{len(images)} images are in {folder}")
 
 
@@ -222,7 +273,7 @@ def open_log(path, start, columns):
     if start and path.exists():
         with open(path, newline="") as file:
             rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= start]
-    file = open(path, "w", newline="", buffering=1)
+    file = open(path, "w", newline="", buffering=1)  # noqa: SIM115  (stays open as long as the run)
     writer = csv.writer(file)
     writer.writerows([columns, *rows])
     return writer
@@ -349,7 +400,7 @@ def _battle(test, fake, i, j, n, n_test, tolerance):
     return rates | gam_from_errors(**rates, n=n, n_test=n_test, tolerance=tolerance)
 
 
-# ---------------------------------------------------------------------------------------------------------- neighbours
+# -------------------------------------------------------------------------------------------------- feature statistics
 
 
 def _rows(x, name, least=1):
@@ -362,25 +413,941 @@ def _rows(x, name, least=1):
     return x.flatten(1)
 
 
+def _pair(x, y, names=("x", "y"), least=1):
+    """Both as `_rows`; ValueError if their widths differ."""
+    x, y = _rows(x, names[0], least), _rows(y, names[1], least)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"{names[1]}: rows of {y.shape[1]} numbers, but {names[0]} has rows of {x.shape[1]}")
+    return x, y
+
+
+def _mean(rows):
+    return sum(part.double().sum(0) for part in rows.split(4096)) / len(rows)
+
+
+def stats(x):
+    """Mean (d,) and covariance (d, d), over n - 1, of the rows of x (n, ...), in float64.
+
+    Two passes in blocks: large means cost no digits, and no float64 copy of x is made. Raises ValueError for NaN and
+    for fewer than two rows.
+    """
+    rows = _rows(x, "x", least=2)
+    mu = _mean(rows)
+    cov = torch.zeros(len(mu), len(mu), dtype=torch.float64, device=rows.device)
+    for part in rows.split(4096):
+        centred = part.double() - mu
+        cov.addmm_(centred.T, centred)
+    return mu, cov / (len(rows) - 1)
+
+
+def frechet_distance(mu1, cov1, mu2, cov2):
+    """|mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)): the squared Frechet distance of two Gaussians (Heusel et al. 2017).
+
+    Means (d,), covariances (d, d); a float, not its root. With C = R R', tr (C1 C2)^(1/2) is the sum of the singular
+    values of R1' R2. R comes of an eigendecomposition without the null space, so that singular covariances (fewer rows
+    than columns, constant pixels) are exact; where both are well-conditioned, C1 = L L' of Cholesky and the eigenvalues
+    of L' C2 L, which are the squares, take a fifth of the time. Raises ValueError for shapes that differ and for NaN.
+    """
+    for name, mu, cov in (("1", mu1, cov1), ("2", mu2, cov2)):
+        if mu.shape != mu1.shape or cov.shape != (*mu1.shape, *mu1.shape) or mu.ndim != 1:
+            raise ValueError(f"mu{name}, cov{name}: shapes {tuple(mu.shape)}, {tuple(cov.shape)} are not (d,), (d, d)")
+        if not (mu.isfinite().all() and cov.isfinite().all()):  # eigenvalue routines may crash on NaN
+            raise ValueError(f"mu{name}, cov{name}: hold NaN or infinite values")
+    mu1, cov1, mu2, cov2 = (value.double() for value in (mu1, cov1, mu2, cov2))
+    total1, total2 = cov1.trace(), cov2.trace()
+    distance = (mu1 - mu2).square().sum() + total1 + total2
+    if total1 > 0 and total2 > 0:
+        scale = (total1.sqrt() * total2.sqrt()) / len(mu1)
+        distance -= 2 * scale * _trace_of_root(cov1 * (len(mu1) / total1), cov2 * (len(mu1) / total2))
+    return max(distance.item(), 0.0)  # rounding may leave a little less than nothing
+
+
+def _trace_of_root(a, b):
+    """tr (A B)^(1/2) of two positive semi-definite matrices of trace d."""
+    lower, failed = torch.linalg.cholesky_ex(torch.stack([a, b]))
+    pivots = lower.diagonal(dim1=1, dim2=2)
+    if not failed.any() and pivots.min() > 1e-3 * pivots.max():  # else hopeless: the condition is at least 1e6
+        values = torch.linalg.eigvalsh(lower[0].T @ b @ lower[0])
+        if values[0] > 1e-8 * values[-1]:  # else the roots of the small ones have too few digits
+            return values.sqrt().sum()
+    roots = []
+    for c in (a, b):
+        values, vectors = torch.linalg.eigh(c)
+        keep = values > torch.finfo(c.dtype).eps * len(c) * values[-1]  # less is rounding
+        roots.append(vectors[:, keep] * values[keep].sqrt())
+    return torch.linalg.svdvals(roots[0].T @ roots[1]).sum()
+
+
+def fid(x, y):
+    """`frechet_distance` of Gaussians fitted to feature rows x (n, ...) and y (m, ...); symmetric, 0 for equal sets.
+
+    The FID proper has `features` of kind "inception". Its bias falls as 1 / n: compare figures of the same n only.
+    """
+    x, y = _pair(x, y, least=2)
+    return frechet_distance(*stats(x), *stats(y))
+
+
+def median_distance(x, limit=2000, seed=0):
+    """Median distance between two rows among `limit` shuffled rows of x (n, ...): the median heuristic's bandwidth."""
+    rows = _rows(x, "x", least=2)
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:limit].to(rows.device)
+    median = torch.pdist(rows[chosen].double()).quantile(0.5).item()
+    if median == 0:
+        raise ValueError("x: more than half of its rows are equal, so the median distance is 0; give a bandwidth")
+    return median
+
+
+def mmd(x, y, kernel="rbf", bandwidth=None, unbiased=False):
+    """Squared maximum mean discrepancy of rows x (n, ...) and y (m, ...) (Gretton et al. 2012, eqs. 3 and 5).
+
+    mean k(x, x') + mean k(y, y') - 2 mean k(x, y), by default with the pairs x = x' (biased: DRAW-GAN's formula), or
+    without them (unbiased: may be negative). Kernels, of rows of d numbers:
+        rbf         exp(-|x - y|^2 / (2 bandwidth^2)), or the mean of these over a list of bandwidths
+        polynomial  (x'y / d + 1)^3; unbiased and on Inception's features this is KID (Binkowski et al. 2018)
+        linear      x'y; sees nothing but the means
+    bandwidth: sigma; None is `median_distance(y)`, so let y be the real images and every model meets the same kernel.
+    float64, in tiles: the Gram matrix never stands in memory, and of the two symmetric ones only half is computed.
+    """
+    x, y = _pair(x, y, least=2 if unbiased else 1)
+    if kernel not in ("rbf", "polynomial", "linear"):
+        raise ValueError(f"kernel: rbf, polynomial or linear, not {kernel!r}")
+    sigmas = [1.0]
+    if kernel == "rbf":
+        given = median_distance(y) if bandwidth is None else bandwidth
+        sigmas = list(given) if isinstance(given, (list, tuple)) else [given]
+        if not sigmas or not all(0 < sigma < math.inf for sigma in sigmas):
+            raise ValueError(f"bandwidth: must be above 0, not {bandwidth}")
+    centre = torch.zeros(1, device=y.device) if kernel == "polynomial" else _mean(y)  # moving all changes nothing else
+    x, y = x.double() - centre, y.double() - centre
+    means = [_mean_kernel(*pair, kernel, sigmas, unbiased and pair[0] is pair[1]) for pair in ((x, x), (y, y), (x, y))]
+    return means[0] + means[1] - 2 * means[2]
+
+
+def _mean_kernel(x, y, kernel, sigmas, without_diagonal, tile=1536):
+    """Mean of k over all pairs of rows of x and y, or over those of different rows where x is y."""
+    same = x is y
+    left, right, d = x, y, x.shape[1]
+    if kernel == "rbf":  # two columns more turn the product into -|x - y|^2 / 2
+        left, right = (torch.cat([z, z.new_ones(len(z), 2)], 1) for z in (x, y))
+        left[:, d], right[:, d + 1] = (-z.square().sum(1) / 2 for z in (x, y))
+    space = x.new_empty(2, min(tile, len(x)) * min(tile, len(y)))
+    total = x.new_zeros(())
+    for i in range(0, len(x), tile):
+        for j in range(i if same else 0, len(y), tile):
+            a, b = left[i : i + tile], right[j : j + tile]
+            product, value = space[:, : len(a) * len(b)].view(2, len(a), len(b))
+            torch.mm(a, b.T, out=product)
+            for sigma in sigmas:
+                if kernel == "rbf":
+                    torch.mul(product, 1 / sigma**2, out=value).exp_()
+                else:
+                    value = product if kernel == "linear" else (product / d + 1).pow_(3)
+                total += value.sum() * (2 if same and j > i else 1)
+                if without_diagonal and j == i:
+                    total -= value.trace()
+    return total.item() / len(sigmas) / (len(x) * (len(x) - 1) if without_diagonal else len(x) * len(y))
+
+
+def rdd(x, ref, labels=None, ref_labels=None):
+    """Relative diversity degree (DE-GAN, Definition 3): the spread of images x over that of the real ones `ref`.
+
+    D = mean |x_i - mean|^2; the paper's sum would grow with the number of images. Returns {mean, per_class}: with labels
+    (n,) and ref_labels (m,) the ratio of each class, {label: ratio}, and their plain average (Table VI); without them
+    the ratio over all images at once and an empty per_class. 1 is ideal, less is too uniform, more is noise.
+    """
+    x, ref = _pair(x, ref, ("x", "ref"))
+    if (labels is None) != (ref_labels is None):
+        raise ValueError("labels, ref_labels: give both or neither")
+    if labels is None:
+        return {"mean": _spread(x, "x") / _spread(ref, "ref", least=2), "per_class": {}}
+    ratios = {}
+    for label in torch.as_tensor(ref_labels).unique().tolist():
+        own, real = (rows[(torch.as_tensor(of) == label).to(rows.device)] for rows, of in ((x, labels), (ref, ref_labels)))
+        name = f" of label {label}"
+        ratios[label] = _spread(own, "x" + name) / _spread(real, "ref" + name, least=2)
+    return {"mean": sum(ratios.values()) / len(ratios), "per_class": ratios}
+
+
+def _spread(rows, name, least=1):
+    if len(rows) < least:
+        raise ValueError(f"{name}: needs at least {least} image(s), not {len(rows)}")
+    mu = _mean(rows)
+    spread = sum((part.double() - mu).square().sum().item() for part in rows.split(4096)) / len(rows)
+    if least > 1 and spread == 0:
+        raise ValueError(f"{name}: all images are equal, so there is no spread to divide by")
+    return spread
+
+
+# ---------------------------------------------------------------------------------------------------------- neighbours
+
+
 def nearest(x, k, queries=None):
     """The k nearest rows of x for each query: (distances float64 (m, k), ascending; indices int64 (m, k)).
 
-    Euclidean distances of flattened rows. Without queries, the rows of x are asked for their neighbours and each
-    leaves out itself, by index: a duplicate of it counts, at distance 0.
+    Euclidean distances of flattened rows. Without queries, the rows of x are asked for their neighbours and each leaves
+    out itself, by index: a duplicate of it counts, at distance 0. Equal distances come in the order of their indices.
+
+    Candidates are found by products in float32; their distances are computed anew in float64 from the rows as given, and
+    a query for which rounding may have hidden a nearer row is searched again in float64. So the answer is exact.
+    Raises ValueError for NaN, different widths, and a k beyond the rows there are.
     """
     rows = _rows(x, "x")
-    asked = rows if queries is None else _rows(queries, "queries")
-    if asked.shape[1] != rows.shape[1]:
-        raise ValueError(f"queries: rows of {asked.shape[1]} numbers, but x has {rows.shape[1]}")
-    if not 1 <= k <= len(rows) - (queries is None):
-        raise ValueError(f"k: {k} neighbours asked of {len(rows)} rows of x")
-    rows64 = rows.double()
-    distances, indices = [], []
-    for start in range(0, len(asked), 500):
-        part = torch.cdist(asked[start : start + 500].double(), rows64)
-        if queries is None:
-            part[torch.arange(len(part)), torch.arange(start, start + len(part))] = math.inf
-        near = part.topk(k, largest=False)
-        distances.append(near.values)
-        indices.append(near.indices)
-    return torch.cat(distances), torch.cat(indices)
+    asked = rows if queries is None else _pair(x, queries, ("x", "queries"))[1]
+    most = len(rows) - (queries is None)
+    if not 1 <= k <= most:
+        raise ValueError(f"k: {k} neighbours asked for, but there are {most} rows to choose from")
+    own = torch.arange(len(rows), device=rows.device) if queries is None else None
+    distances, indices, sure = _search(rows, asked, own, k, min(k + 4, most), torch.float32)
+    again = (~sure).nonzero().squeeze(1)
+    if len(again):
+        own = None if own is None else own[again]
+        distances[again], indices[again], _ = _search(rows, asked[again], own, k, min(k + 4, most), torch.float64)
+    return distances, indices
+
+
+def _search(rows, asked, own, k, wanted, dtype):
+    """`nearest` with products in `dtype`, by the `wanted` best candidates; own (m,) is the index each query leaves out.
+
+    Returns (distances, indices, sure): sure (m,) where no row but the candidates can be nearer, rounding considered.
+
+    |y|^2 / 2 - x'y, half the squared distance less a constant per query, comes out of one product with a column more.
+    Then the smallest of n numbers in far less time than the product takes: the columns are put in groups, and the best
+    `wanted` are all in the `wanted` groups of the smallest minima.
+    """
+    n, d = rows.shape
+    centre = _mean(rows)
+    table = torch.empty(n, d + 1, dtype=dtype, device=rows.device)  # [y, |y|^2 / 2], centred against cancellation
+    for part, out in zip(rows.split(4096), table.split(4096)):
+        y = part.double() - centre
+        out[:, :d], out[:, d] = y, y.square().sum(1) / 2
+    span = max(math.isqrt(n // wanted), 1)  # columns a group; those left over at the end are looked at one by one
+    groups, grouped = n // span, n // span * span
+    member = torch.arange(grouped, device=rows.device).view(span, groups)
+    rest = torch.arange(grouped, n, device=rows.device)
+    rounding = torch.finfo(dtype).eps * (4 + 2 * d**0.5)  # of a product, relative to the norms: it grows as the root
+    step = min(max(256, 2**24 // n), 4096, len(asked))
+    products = torch.empty(step, n, dtype=dtype, device=rows.device)
+    block = 16 if rows.device.type == "cpu" else 1024  # of queries, whose candidates then stay in the cache
+    found = []
+    for start in range(0, len(asked), step):
+        here = slice(start, start + step)
+        x = asked[here].double() - centre
+        query = torch.cat([-x, torch.ones_like(x[:, :1])], 1).to(dtype)
+        scores = torch.mm(query, table.T, out=products[: len(x)])  # (m, n)
+        if own is not None:
+            scores[torch.arange(len(x), device=own.device), own[here]] = math.inf
+        by_group = scores[:, :grouped].unflatten(1, (span, groups))
+        group = by_group.amin(1).topk(min(wanted, groups), largest=False, sorted=False).indices  # (m, wanted)
+        inside = by_group.gather(2, group[:, None].expand(-1, span, -1)).flatten(1)  # (m, span * wanted)
+        value, position = torch.cat([inside, scores[:, grouped:]], 1).topk(wanted, largest=False)
+        columns = torch.cat([member[:, group].transpose(0, 1).flatten(1), rest.expand(len(x), -1)], 1)
+        index = columns.gather(1, position).sort(1).values  # by index, an order that the stable sort below keeps
+        exact = torch.cat([_distances(*part, rows) for part in zip(asked[here].split(block), index.split(block))])
+        exact, order = exact.sort(dim=1, stable=True)
+        norm = x.square().sum(1) / 2
+        gap = value[:, -1] + norm - exact[:, k - 1].square() / 2  # from the k-th to the first that is no candidate
+        sure = (gap > rounding * (norm + table[:, d].max())) | (wanted == n - (own is not None))
+        found.append((exact[:, :k], index.gather(1, order[:, :k]), sure))
+    return tuple(torch.cat(parts) for parts in zip(*found))
+
+
+def _distances(asked, index, rows):
+    """Distances (m, k) of asked (m, d) to their rows of index (m, k), differences first: exact for close ones too."""
+    chosen = rows.index_select(0, index.flatten()).double().unflatten(0, index.shape)
+    return torch.cdist(asked[:, None].double(), chosen, compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
+
+
+def knn_misclassification(real_train, fake_train, real_test, fake_test, k=5):
+    """How often a k-nearest-neighbour classifier mistakes real for generated and back (DRAW-GAN, section IV-B).
+
+    It learns from the training rows, as many real as generated, and is asked about the test rows; "real" takes more than
+    half of the k votes. Returns {fnr: share of the real called generated, fpr: share of the generated called real,
+    max: the paper's figure, balanced: the mean of both, min}. 0.5 in both is ideal: no telling apart. The maximum is no
+    quality: noise on real images scores 1, and exact copies do. Read min, or balanced.
+    """
+    train, test, is_real = _real_and_fake(real_train, fake_train, real_test, fake_test)
+    if not 1 <= k <= len(train):
+        raise ValueError(f"k: {k} neighbours asked for, but there are {len(train)} training rows")
+    votes = is_real[0][nearest(train, k, queries=test)[1]].sum(1)
+    return _mistakes(votes * 2 > k, is_real[1])
+
+
+def bayes_misclassification(real_train, fake_train, real_test, fake_test):
+    """`knn_misclassification` with a Gaussian naive Bayes classifier: one Gaussian per class and column, all independent.
+
+    1e-9 of the largest variance of any column is added to every variance, as scikit-learn does. That decides much:
+    columns that are constant in one class, like the border of a digit, outweigh all others.
+    """
+    train, test, is_real = _real_and_fake(real_train, fake_train, real_test, fake_test)
+    smoothing = 1e-9 * train.double().var(0, correction=0).max()
+    if smoothing == 0:
+        raise ValueError("real_train, fake_train: all rows are equal")
+    scores = []
+    for rows in (train[is_real[0]].double(), train[~is_real[0]].double()):
+        mean, var = rows.mean(0), rows.var(0, correction=0) + smoothing
+        constant = math.log(len(rows) / len(train)) - var.log().sum() / 2
+        parts = [((part.double() - mean).square() / var).sum(1) for part in test.split(1024)]
+        scores.append(constant - torch.cat(parts) / 2)
+    return _mistakes(scores[0] > scores[1], is_real[1])
+
+
+def _real_and_fake(*parts):
+    """(training rows, test rows, (which of each are real)) of real_train, fake_train, real_test, fake_test."""
+    names = ("real_train", "fake_train", "real_test", "fake_test")
+    parts = [_pair(parts[0], part, ("real_train", name))[1] for name, part in zip(names, parts)]
+    train, test = torch.cat(parts[:2]), torch.cat(parts[2:])
+    is_real = (torch.arange(len(rows), device=rows.device) < len(real) for rows, real in ((train, parts[0]), (test, parts[2])))
+    return train, test, tuple(is_real)
+
+
+def _mistakes(called_real, is_real):
+    fnr, fpr = _share(~called_real[is_real]), _share(called_real[~is_real])
+    return {"fnr": fnr, "fpr": fpr, "max": max(fnr, fpr), "balanced": (fnr + fpr) / 2, "min": min(fnr, fpr)}
+
+
+def intrinsic_dimension(x, k=20, average="levina"):
+    """The maximum-likelihood intrinsic dimension of the rows of x (Levina and Bickel 2005; DE-GAN, eqs. 15 to 17).
+
+    With T_j(x_i) the distance of x_i to its j-th neighbour, m_k(x_i) = ((1 / (k-1)) sum_{j<k} log T_k / T_j)^-1 (eq. 15).
+    average "levina" is their mean (eq. 16), about (k-1) / (k-2) too large; "mackay" is one over the mean of the 1 / m_k
+    (MacKay and Ghahramani 2005), which is not. A list of k gives {k: dimension}: eq. 17 speaks of a limit for large k,
+    but there is none in finite data, so look at the curve. Duplicates, at distance 0, are passed over for the next.
+    Raises ValueError for k below 2, and where a row has fewer than k neighbours that are no duplicates of it.
+    """
+    if average not in ("levina", "mackay"):
+        raise ValueError(f"average: levina or mackay, not {average!r}")
+    ks = list(k) if isinstance(k, (list, tuple)) else [k]
+    curve = _dimensions(_rows(x, "x", least=3), ks)
+    return {k: curve[k][average] for k in ks} if isinstance(k, (list, tuple)) else curve[k][average]
+
+
+def _dimensions(rows, ks):
+    """{k: {levina, mackay}}, both ways to average and every k from one search."""
+    most = max(ks, default=0)
+    if min(ks, default=0) < 2 or most >= len(rows):
+        raise ValueError(f"k: must be from 2 to {len(rows) - 1}, the rows of x less one, not {ks}")
+    distances, _ = nearest(rows, most)
+    short = (distances[:, 0] == 0).nonzero().squeeze(1)  # duplicates took the places of neighbours: look farther
+    taken = most
+    while len(short):
+        if taken == len(rows):
+            raise ValueError(f"x: has rows with fewer than {most} neighbours (k) that are no duplicates of them")
+        taken = min(2 * taken + 1, len(rows))
+        found, _ = nearest(rows, taken, queries=rows[short])  # finds the row itself too, at distance 0
+        zeros = (found == 0).sum(1)
+        enough = zeros + most <= taken
+        places = zeros[enough, None] + torch.arange(most, device=rows.device)
+        distances[short[enough]] = found[enough].gather(1, places)
+        short = short[~enough]
+    logs = distances.log()
+    curve = {}
+    for k in ks:
+        inverse = (logs[:, k - 1 : k] - logs[:, : k - 1]).mean(1)  # 1 / m_k, eq. 15
+        if (inverse == 0).any():
+            raise ValueError(f"k: a row has all its {k} nearest neighbours at one distance, which says nothing; take more")
+        curve[k] = {"levina": (1 / inverse).mean().item(), "mackay": 1 / inverse.mean().item()}
+    return curve
+
+
+# ------------------------------------------------------------------------------------------- classifier and Inception
+
+
+class Classifier(nn.Module):
+    """A small convolutional net that reads a data set's classes: images (B, C, S, S) in [0, 1] -> logits (B, classes).
+
+    `features` is its penultimate layer (B, 128). `labels` (classes,) are the data set's labels in the order of the
+    logits, and test_error the share of its test images that it misreads.
+    """
+
+    def __init__(self, channels, size, labels):
+        super().__init__()
+        self.register_buffer("labels", torch.as_tensor(labels))
+        self.test_error = math.nan
+        layers, width = [*self.block(channels, 32)], 32
+        while size > 8:
+            wider = min(2 * width, 128)
+            layers += [*self.block(width, wider, stride=2), *self.block(wider, wider)]
+            size, width = (size + 1) // 2, wider
+        layers += self.block(width, 128)
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.read = nn.Linear(128, len(labels))
+
+    @staticmethod
+    def block(k_in, k_out, stride=1):
+        return nn.Conv2d(k_in, k_out, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(k_out), nn.ReLU()
+
+    def forward(self, x):
+        return self.read(self.features(x))
+
+
+def train_classifier(images, labels, epochs=8, batch_size=250, lr=0.2, seed=0, device="cpu", name="classifier"):
+    """A `Classifier` of uint8 images (N, C, S, S) and int64 labels (N,), trained and in evaluation mode.
+
+    Nesterov SGD in one cycle, images shifted by up to 2 pixels (of 28) either way, at least 1,000 updates. MNIST: under
+    0.5 % test error in 8 epochs. Prints its progress on stderr. Raises ValueError for fewer than two classes.
+    """
+    classes, targets = labels.unique(return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"labels: at least two classes are needed, not {len(classes)}")
+    torch_state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    net = Classifier(images.shape[1], images.shape[2], classes).to(device, memory_format=torch.channels_last)
+    torch.set_rng_state(torch_state)  # training a classifier in the midst of a run leaves the run's numbers as they are
+    batch_size = min(batch_size, len(images))
+    total = max(epochs * (len(images) // batch_size), 1000)
+    optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total)
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=data.has_bf16(device))
+    generator = torch.Generator().manual_seed(seed)
+    reach, side = round(images.shape[2] / 14), torch.arange(images.shape[2])
+    began = shown = time.monotonic()
+    batches = data.batches(images, batch_size, device, seed, labels=targets)
+    for step, (x, y) in zip(range(1, total + 1), batches):
+        rows, columns = side + torch.randint(2 * reach + 1, (2, batch_size, 1), generator=generator)  # (B, S) each
+        x = F.pad(x, [reach] * 4).permute(0, 2, 3, 1)[torch.arange(batch_size)[:, None, None], rows[:, :, None], columns[:, None]]
+        with autocast:
+            loss = F.cross_entropy(net(x.permute(0, 3, 1, 2)), y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if time.monotonic() - shown > 10:
+            shown = time.monotonic()
+            left = round((shown - began) / step * (total - step))
+            print(f"{name}: {step}/{total} | {left // 60}:{left % 60:02} left", file=sys.stderr)
+    return net.eval()
+
+
+@torch.no_grad()
+def _in_batches(function, images, device, batch_size=500):
+    """function(float batch in [0, 1]) of all images, uint8 or float, as one tensor on `device`."""
+    parts = (part.to(device) for part in images.split(batch_size))
+    return torch.cat([function(part / 255 if part.dtype == torch.uint8 else part.float()).float() for part in parts])
+
+
+def _logits(classifier, images):
+    return _in_batches(classifier, images, classifier.labels.device)
+
+
+def test_accuracy(classifier, images, labels, per_class=False):
+    """Share of images (n, C, S, S) that the classifier reads as their labels (n,) (DE-GAN, Tables V and VII).
+
+    A float; or with per_class {label: share}. Only for images that have labels: for others see `confidence`.
+    """
+    labels = torch.as_tensor(labels)
+    if len(images) != len(labels) or not len(labels):
+        raise ValueError(f"labels: {len(labels)} labels for {len(images)} images")
+    right = classifier.labels[_logits(classifier, images).argmax(1)].cpu() == labels.cpu()
+    if per_class:
+        return {label: _share(right[labels.cpu() == label]) for label in labels.unique().tolist()}
+    return _share(right)
+
+
+def confidence(classifier, images):
+    """{mean_confidence, above_0.9}: the classifier's largest probability, its mean and the share above 0.9.
+
+    How sure the classifier is of images without labels. It is no accuracy: it may be sure and wrong.
+    """
+    largest = _logits(classifier, images).softmax(1).amax(1)
+    return {"mean_confidence": largest.double().mean().item(), "above_0.9": _share(largest > 0.9)}
+
+
+def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
+    """The `Classifier` of a data set's training split, with its test_error; trained once, then read from a file.
+
+    The file is classifier-NAME-SIZE.pt in data_dir, or in ./data where data_dir cannot be written.
+    Raises InputError if the data set has no two classes.
+    """
+    images, labels = data.load(dataset, data_dir, "train", size=size)
+    if len(labels.unique()) < 2:
+        raise InputError(f"{dataset} has no classes to read: use --features pixels")
+    some = images[:: max(len(images) // 1000, 1)]
+    key = [*images.shape, int(labels.sum()), int(some.sum(dtype=torch.int64))]  # another data set, another classifier
+    name = f"classifier-{Path(dataset).name}-{images.shape[-1]}.pt"
+    places = [Path(data_dir) / name, Path("data") / name]
+    for place in filter(zipfile.is_zipfile, places):
+        saved = torch.load(place, map_location="cpu", weights_only=True)
+        if saved["key"] == key:
+            net = Classifier(images.shape[1], images.shape[2], saved["state"]["labels"])
+            net.load_state_dict(saved["state"])
+            net.test_error = saved["test_error"]
+            return net.to(device).eval()
+    net = train_classifier(images, labels, device=device, name=f"classifier of {Path(dataset).name}")
+    net.test_error = 1 - test_accuracy(net, *data.load(dataset, data_dir, "test", size=size))
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _write(place, {"key": key, "state": net.state_dict(), "test_error": net.test_error})
+        except OSError:
+            continue
+        break
+    return net
+
+
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
+
+
+class Inception(nn.Module):
+    """The network of the FID: images (B, 1 or 3, H, W) in [0, 1] -> features (B, 2048).
+
+    Inception-v3 with the weights of 2015-12-05, as ported by pytorch-fid: torchvision's network but for the pooling
+    branches, whose averages leave the padding out of the count and of which the last is a maximum.
+    """
+
+    def __init__(self):
+        super().__init__()
+        from torchvision.models import inception as tv
+
+        def patched(block, pool):
+            class Patched(block):
+                def _forward(self, x):
+                    return super()._forward(x)[:-1] + [self.branch_pool(pool(x))]  # the last branch is the pooling one
+
+            return Patched
+
+        average = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+        a, c, e1 = (patched(block, average) for block in (tv.InceptionA, tv.InceptionC, tv.InceptionE))
+        e2 = patched(tv.InceptionE, nn.MaxPool2d(3, stride=1, padding=1))
+        net = tv.Inception3(num_classes=1008, aux_logits=False, init_weights=False)
+        net.Mixed_5b, net.Mixed_5c, net.Mixed_5d = a(192, 32), a(256, 64), a(288, 64)
+        net.Mixed_6b, net.Mixed_6c, net.Mixed_6d, net.Mixed_6e = c(768, 128), c(768, 160), c(768, 160), c(768, 192)
+        net.Mixed_7b, net.Mixed_7c = e1(1280), e2(2048)
+        self.net = net
+        self.eval()
+
+    def load(self, state):
+        """Takes the published state dict; its last layer, 1008 classes, is then left out."""
+        self.net.load_state_dict(state)
+        self.net.fc = nn.Identity()
+        return self
+
+    def forward(self, x):
+        x = F.interpolate(x.expand(-1, 3, -1, -1), size=(299, 299), mode="bilinear", align_corners=False)
+        return self.net(2 * x - 1)
+
+
+def inception(weights=None, device="cpu"):
+    """The `Inception` network with weights from a file, by default the one in torch hub's cache. Raises InputError."""
+    file = Path(weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE)
+    if not file.is_file():
+        raise InputError(f"no Inception weights at {file}: get {INCEPTION_URL} and put it there, or name it with "
+                         "--inception-weights")  # fmt: skip
+    net = Inception()
+    try:
+        net.load(torch.load(file, map_location="cpu", weights_only=True))
+    except UNREADABLE as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{file} does not hold the weights of {INCEPTION_URL}: {reason}") from error
+    return net.to(device)
+
+
+def features(images, kind, net=None):
+    """Feature rows (n, d) float32 of images (n, C, H, W), uint8 or float in [0, 1].
+
+    kind: "pixels" (d = C H W, in [0, 1]); "classifier" (128; net is a `Classifier`); "inception" (2048; net is an
+    `Inception`). On the net's device; pixels stay where they are.
+    """
+    if kind == "pixels":
+        return _in_batches(lambda x: x.flatten(1), images, images.device)
+    if kind == "classifier":
+        return _in_batches(net.features, images, net.labels.device)
+    if kind == "inception":
+        return _in_batches(net, images, next(net.parameters()).device, batch_size=50)
+    raise ValueError(f"kind: pixels, classifier or inception, not {kind!r}")
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+
+class Images:
+    """Images from files in the place of a run: no discriminator, and at most as many samples as there are files."""
+
+    conditional, logits = False, None
+
+    def __init__(self, name, images, labels=None):
+        self.name, self.images, self.labels = name, images, labels
+
+    def order(self, n, seed=0):
+        return torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))[:n]
+
+    def sample(self, n, labels=None, seed=0):
+        """(n, C, H, W) float32 in [0, 1], shuffled by the seed."""
+        if n > len(self.images):
+            raise InputError(f"{self.name} holds {len(self.images)} images, fewer than {n}: give that, or less, as --n")
+        return _unit(self.images[self.order(n, seed)])
+
+
+def _unit(images):
+    return images / 255 if images.dtype == torch.uint8 else images.float()
+
+
+def read_images(path):
+    """The `Images` of a folder of pictures, or of a .npy or .npz file: uint8, or floats in [0, 1].
+
+    Arrays: (n, H, W), (n, C, H, W) or (n, H, W, C); of a .npz `images` or its only array, and `labels` if there are
+    any. Folders named by whole numbers are labels. Raises InputError for what cannot be read so.
+    """
+    path, labels = Path(path), None
+    if path.is_dir():
+        images, folders = data.load(str(path.resolve()), split="all")
+        names = sorted(place.name for place in path.iterdir() if place.is_dir())
+        if names and all(name.isdecimal() for name in names) and folders.max() < len(names):
+            labels = torch.tensor([int(name) for name in names])[folders]
+        return Images(path.resolve().name, images, labels)
+    try:
+        found = np.load(path, allow_pickle=False)
+        if path.suffix == ".npz":
+            labels = torch.from_numpy(found["labels"]).long() if "labels" in found else None
+            names = [name for name in found.files if name != "labels"]
+            found = found["images" if "images" in names or len(names) != 1 else names[0]]
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not a file of plain arrays, an array `images` among them: {error}") from error
+    images = torch.from_numpy(found) if found.dtype.kind in "fu" else torch.zeros(0)
+    if images.ndim == 3:
+        images = images[:, None]
+    if images.ndim == 4 and images.shape[1] not in (1, 3):
+        images = images.permute(0, 3, 1, 2)
+    fits = images.ndim == 4 and images.shape[1] in (1, 3) and len(images) and (labels is None or len(labels) == len(images))
+    if not fits or not (images.dtype == torch.uint8 or (images.min() >= 0 and images.max() <= 1)):
+        raise InputError(f"{path} holds {found.dtype} of shape {found.shape}: give uint8 or floats in [0, 1], with a shape "
+                         "of (n, H, W), (n, C, H, W) or (n, H, W, C), and a label for each if any")  # fmt: skip
+    return Images(path.name, images, labels)
+
+
+def open_source(text, device):
+    """A run (RUN, or RUN@STEPS for another number of steps), a folder of images, or a .npy or .npz file."""
+    folder, _, steps = text.rpartition("@")
+    if folder and steps.isdecimal() and not Path(text).exists():
+        return load_run(folder, device, int(steps))
+    path = Path(text)
+    if path.suffix in (".npy", ".npz") or (path.is_dir() and not (path / "checkpoint.pt").exists()):
+        try:
+            return read_images(path)
+        except InputError as error:
+            raise InputError(f"{text} is no run (it has no checkpoint.pt), nor images: {error}") from error
+    return load_run(path, device)
+
+
+@contextlib.contextmanager
+def _stage(text):
+    """Says on stderr what is going on, and how long it took."""
+    print(f"{text} ...", end="", file=sys.stderr, flush=True)
+    began = time.monotonic()
+    yield
+    print(f" {time.monotonic() - began:.1f} s", file=sys.stderr)
+
+
+def _short(name, width):
+    return name if len(name) <= width else name[: width - 1] + "…"
+
+
+def print_table(head, rows):
+    """Columns two spaces apart, the first to the left, the others to the right."""
+    table = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for row in table:
+        cells = [row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+        print("  ".join(cells).rstrip())
+
+
+def _write_json(file, content):
+    if file:
+        Path(file).write_text(json.dumps(content, indent=1, default=str) + "\n")
+
+
+def _common(sources, args, names):
+    """What all the runs agree on, or the flag that says it: the values of `names` (dataset, size, ...)."""
+    for name in names:
+        values = {getattr(source.args, name, None) for source in sources if isinstance(source, Run)}
+        if getattr(args, name, None) is None and len(values) > 1:
+            raise InputError(f"the runs differ in {name} ({', '.join(map(str, values))}): they cannot stand in one table")
+        if getattr(args, name, None) is None:
+            setattr(args, name, next(iter(values), None))
+    if args.dataset is None:
+        raise InputError("no run says which data set to compare with: name it with --dataset")
+
+
+def measure(images, real, kind="pixels", net=None, labels=None, real_labels=None, classifier=None, k=5, seed=0, **known):
+    """All measures of images (n, C, H, W) against as many real ones, both float32 in [0, 1] and shuffled.
+
+    FID on `features` of `kind` by `net`; MMD, kNN, Bayes and rdd on pixels; accuracy and confidence by `classifier`.
+    known: bandwidth (of the MMD) and real_features, where they are at hand. Returns a dict of floats and dicts.
+    """
+    if images.shape[1:] != real.shape[1:]:
+        shapes = " against ".join("x".join(map(str, x.shape[1:])) for x in (images, real))
+        raise InputError(f"images of another shape than the real ones: {shapes}")
+    images = images.to(real.device)
+    real_features = known.get("real_features")
+    if real_features is None:
+        real_features = features(real, kind, net)
+    half, real_half = len(images) // 2, len(real) // 2
+    halves = real[:real_half], images[:half], real[real_half:], images[half:]
+    result = {
+        "n": len(images),
+        "fid": fid(features(images, kind, net), real_features),
+        "mmd": mmd(images, real, bandwidth=known.get("bandwidth")),
+        "knn": knn_misclassification(*halves, k=k),
+        "bayes": bayes_misclassification(*halves),
+        "rdd": rdd(images, real, labels, None if labels is None else real_labels),
+    }
+    if classifier is not None:
+        result |= confidence(classifier, images)
+        if labels is not None:
+            result["accuracy"] = test_accuracy(classifier, images, labels)
+            result["accuracy_per_class"] = test_accuracy(classifier, images, labels, per_class=True)
+    return result
+
+
+def eval_command(args):
+    """One table of all sources, under a row of the real test images against the training images."""
+    sources = [open_source(text, args.device) for text in args.source]
+    _common(sources, args, ["dataset", "size"])
+    (train, train_labels), (test, test_labels) = (
+        data.load(args.dataset, args.data_dir, split, size=args.size) for split in ("train", "test")
+    )
+    n = min(args.n, len(train), len(test), *(len(s.images) for s in sources if isinstance(s, Images)))
+    if n < 4 * args.k:
+        raise InputError(f"{n} images a source are too few for k = {args.k}: at least {4 * args.k} are needed")
+    order, test_order = (
+        torch.randperm(len(x), generator=torch.Generator().manual_seed(args.seed))[:n] for x in (train, test)
+    )
+    real, real_labels = _unit(train[order]).to(args.device), train_labels[order]
+    labelled = len(real_labels.unique()) > 1
+    kind = args.features or ("classifier" if labelled else "pixels")
+    needed = kind == "classifier" or labelled and any(s.conditional or getattr(s, "labels", None) is not None for s in sources)
+    classifier = classifier_of(args.dataset, args.data_dir, args.size, args.device) if needed else None
+    net = {"classifier": classifier, "inception": None, "pixels": None}[kind]
+    if kind == "inception":
+        net = inception(args.inception_weights, args.device)
+    with _stage(f"{kind} features of {n} training images"):
+        known = {"real_features": features(real, kind, net), "bandwidth": median_distance(real)}
+
+    rows = []
+    for source in [Images("real test images", test[test_order], test_labels[test_order] if labelled else None), *sources]:
+        labels = getattr(source, "labels", None)
+        if source.conditional:
+            labels = torch.arange(n) % source.args.classes  # balanced
+        elif labels is not None:
+            labels = labels[source.order(n, args.seed)]
+        with _stage(f"{source.name}: {n} images"):
+            images = source.sample(n, labels=labels, seed=args.seed)
+        with _stage(f"{source.name}: measures"):
+            row = measure(images, real, kind, net, labels, real_labels, classifier, args.k, **known)
+            if args.paper_units:
+                row["paper"] = paper_units(images.to(real.device), real, row)
+        rows.append({"name": source.name} | row)
+
+    result = {"dataset": args.dataset, "n": n, "seed": args.seed, "features": kind, "k": args.k,
+              "bandwidth": known["bandwidth"], "classifier_test_error": classifier and classifier.test_error}  # fmt: skip
+    print(f"\n{args.dataset}: {n} images of each against {n} training images, seed {args.seed}")
+    print(f"FID on {kind} features ({known['real_features'].shape[1]} numbers), the rest on pixels; MMD: biased, "
+          f"sigma {known['bandwidth']:.2f}")  # fmt: skip
+    if classifier is not None:
+        print(f"the classifier misreads {classifier.test_error:.2%} of the {len(test)} test images")
+    print()
+    print_table(["", "FID", "MMD", "kNN", "Bayes", "conf.", ">0.9", "acc.", "rdd"], [_eval_row(row) for row in rows])
+    print(f"\nFID, MMD: 0 is best; the first row is the floor at this n. kNN (k = {args.k}), Bayes: share mistaken,\n"
+          "the smaller of real and generated; 0.5 is best, 0 told apart. rdd: 1 is best, * over all images,\n"
+          "else the mean of the classes. conf., >0.9: the classifier's mean confidence, and how often it is\n"
+          "above 0.9; no accuracy. acc.: read as the label they were drawn for.")  # fmt: skip
+    per_class = [row for row in rows if row["rdd"]["per_class"]]
+    if len(per_class) > 1 and len(per_class[0]["rdd"]["per_class"]) <= 10:
+        for title, key in (("rdd", "rdd"), ("accuracy", "accuracy_per_class")):
+            values = [row[key].get("per_class", row[key]) if key in row else {} for row in per_class]
+            print()
+            print_table([f"{title} per class", *values[0]], [[row["name"], *(f"{x:.2f}" for x in value.values())]
+                                                             for row, value in zip(per_class, values)])  # fmt: skip
+    if args.paper_units:
+        print("\nin the units of DRAW-GAN's tables, as we read them: roots of the biased MMD and of the FID on pixels\n"
+              "0 to 255, and the larger share mistaken, which is no quality\n")  # fmt: skip
+        print_table(["", "MMD", "FID", "K-NN", "Bayes"], [[row["name"], *(f"{x:.4f}" for x in row["paper"].values())]
+                                                          for row in rows])  # fmt: skip
+    _write_json(args.json, result | {"rows": rows})
+
+
+def _eval_row(row):
+    def share(key):
+        return f"{row[key]:.1%}" if key in row else "-"
+
+    star = "" if row["rdd"]["per_class"] else "*"
+    return [row["name"], f"{row['fid']:.4g}", f"{row['mmd']:.2e}", f"{row['knn']['min']:.3f}", f"{row['bayes']['min']:.3f}",
+            share("mean_confidence"), share("above_0.9"), share("accuracy"), f"{row['rdd']['mean']:.3f}{star}"]  # fmt: skip
+
+
+def paper_units(images, real, row):
+    """The columns of DRAW-GAN's Tables I and II, as far as they can be made out: see the note that `eval` prints."""
+    pixels = fid(images, real)
+    return {"mmd": math.sqrt(max(row["mmd"], 0)), "fid": 255 * math.sqrt(pixels), "knn": row["knn"]["max"],
+            "bayes": row["bayes"]["max"]}  # fmt: skip
+
+
+def gam_command(args):
+    """Every pair of the runs, the error rates behind, and how many battles each has won."""
+    if len(args.source) < 2:
+        raise InputError("a battle needs at least two runs")
+    runs = [open_source(text, args.device) for text in args.source]
+    if all(run.logits is None for run in runs):
+        raise InputError(f"none of {', '.join(run.name for run in runs)} has a discriminator, so there is no battle to hold")
+    _common(runs, args, ["dataset", "size"])
+    images, labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
+    n = min(args.n, *(len(run.images) for run in runs if isinstance(run, Images)))
+    n_test = min(n, len(images))
+    with _stage(f"{len(runs)} runs, {n} samples of each"):
+        test, fake = error_rates(runs, _unit(images), n, labels, args.seed)
+    pairs = [(i, j) for i in range(len(runs)) for j in range(i + 1, len(runs))]
+    battles = [(i, j, _battle(test, fake, i, j, n, n_test, args.tolerance)) for i, j in pairs
+               if runs[i].logits or runs[j].logits]  # fmt: skip
+    sizes = sorted({run.args.batch_size for run in runs if run.logits is not None})
+    print(f"\n{args.dataset}: {n} samples a run, {n_test} test images, seed {args.seed}; D at logit 0, batch statistics of "
+          f"{' and '.join(map(str, sizes))}\n")  # fmt: skip
+    rows, wins = [], dict.fromkeys(range(len(runs)), 0)
+    for i, j, battle in battles:
+        names = f"{_short(runs[i].name, 13)} vs. {_short(runs[j].name, 13)}"
+        if battle["winner"] is None:
+            rows.append([names, "", "", "", f"error {battle['error']:.3f}"])
+            continue
+        winner = {"M1": i, "M2": j}.get(battle["winner"])
+        if winner is not None:
+            wins[winner] += 1
+        low, high = battle["r_sample_95"]
+        rows.append([names, f"{battle['r_test']:.3g}", f"{battle['r_sample']:.3g}", f"{low:.3g} to {high:.3g}",
+                     "tie" if winner is None else _short(runs[winner].name, 13)])  # fmt: skip
+    print_table(["battle (GRAN, eqs. 10, 11)", "r_test", "r_sample", "95 %", "winner"], rows)
+    print(f"\nr_sample below 1: the first wins; above, the second; a tie where r_test is over {1 + args.tolerance:g} or under\n"
+          f"1 / {1 + args.tolerance:g}. An interval around 1: the difference is within the noise. error: of the other's D on\n"
+          "the samples of a run that has none (Table 3); the higher, the better it fools.\n")  # fmt: skip
+    judges = [i for i, run in enumerate(runs) if run.logits is not None]
+    print_table(
+        ["error rate of D", "on test", *(f"on {j + 1}" for j in range(len(runs)))],
+        [[f"{i + 1} {runs[i].name}", f"{test[i]:.3f}", *("-" if x is None else f"{x:.3f}" for x in fake[i])] for i in judges],
+    )
+    others = [f"{i + 1} {run.name}" for i, run in enumerate(runs) if run.logits is None]
+    if others:
+        print(f"without a D: {', '.join(others)}")
+    ranking = sorted(judges, key=lambda i: -wins[i])
+    print(f"\nwins: {', '.join(f'{runs[i].name} {wins[i]}' for i in ranking)} (a count, no order: battles may cycle)")
+    _write_json(args.json, {
+        "dataset": args.dataset, "n": n, "n_test": n_test, "seed": args.seed, "tolerance": args.tolerance,
+        "battles": [{"M1": runs[i].name, "M2": runs[j].name} | battle for i, j, battle in battles],
+        "error_rates": {"runs": [run.name for run in runs], "test": test, "fake": fake},
+        "wins": {runs[i].name: wins[i] for i in judges},
+    })  # fmt: skip
+
+
+def dim_command(args):
+    """The intrinsic dimension of a data set's training images over k, as figures and as a picture."""
+    images, _ = data.load(args.dataset, args.data_dir, "train", size=args.size)
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[: args.n or len(images)]
+    ks = sorted(set(args.k))
+    if len(chosen) <= ks[-1]:
+        raise InputError(f"{len(chosen)} images are too few for k = {ks[-1]}: give a smaller --k or a larger --n")
+    with _stage(f"{ks[-1]} neighbours of each of {len(chosen)} images"):
+        curve = _dimensions(images[chosen].flatten(1).to(args.device), ks)
+    print(f"\n{args.dataset}: intrinsic dimension of {len(chosen)} training images, seed {args.seed}\n")
+    print_table(["k", "eq. 16 (mean)", "inverse mean"], [[k, *(f"{m:.2f}" for m in curve[k].values())] for k in ks])
+    draw_curve(curve, args.out, f"intrinsic dimension of {args.dataset}, {len(chosen)} images")
+    print(f"\nThere is no limit in k (eq. 17): say k and n with any figure. The curve is in {args.out}")
+    _write_json(args.json, {"dataset": args.dataset, "n": len(chosen), "seed": args.seed, "dimension": curve})
+
+
+def draw_curve(curve, path, title):
+    """A picture of {k: {name: value}}, k on a logarithmic axis."""
+    from PIL import Image, ImageDraw
+
+    ks, names = list(curve), list(next(iter(curve.values())))
+    top = 1.1 * max(max(values.values()) for values in curve.values())
+    low, high = math.log(ks[0]), math.log(max(ks[-1], ks[0] + 1))
+    picture = Image.new("RGB", (640, 400), "white")
+    pen = ImageDraw.Draw(picture)
+
+    def at(k, value):
+        return 60 + 540 * (math.log(k) - low) / (high - low), 360 - 320 * value / top
+
+    pen.text((60, 12), title, fill="black")
+    pen.line([(60, 40), (60, 360), (600, 360)], fill="black")
+    pitch = 10 ** math.floor(math.log10(top / 2))
+    for value in range(0, int(top / pitch) + 1, 1 + int(top / pitch / 10)):
+        y = at(ks[0], value * pitch)[1]
+        pen.line([(60, y), (600, y)], fill="lightgray")
+        pen.text((50, y), f"{value * pitch:g}", fill="black", anchor="rm")
+    for k in ks:
+        pen.text((at(k, 0)[0], 366), f"k = {k}" if k == ks[0] else str(k), fill="black", anchor="ma")
+    for name, colour in zip(names, ("navy", "firebrick")):
+        points = [at(k, curve[k][name]) for k in ks]
+        pen.line(points, fill=colour, width=2)
+        for x, y in points:
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+        pen.text((points[-1][0], points[-1][1] - 12), name, fill=colour, anchor="rs")
+    picture.save(path)
+
+
+def folders_command(args):
+    """The measures of one folder (or file) of images against another, which holds the real ones."""
+    generated, real = (open_source(text, args.device) for text in (args.generated, args.real))
+    n = min([args.n, *(len(source.images) for source in (generated, real) if isinstance(source, Images))])
+    if n < 4 * args.k:
+        raise InputError(f"{n} images a source are too few for k = {args.k}: at least {4 * args.k} are needed")
+    net = inception(args.inception_weights, args.device) if args.features == "inception" else None
+    x, y = (source.sample(n, seed=args.seed).to(args.device) for source in (generated, real))
+    with _stage(f"measures of {n} images each"):
+        row = {"name": generated.name} | measure(x, y, args.features, net, k=args.k)
+    print(f"\n{n} images of {generated.name} against {n} of {real.name}, seed {args.seed}; FID on {args.features}\n")
+    print_table(["", "FID", "MMD", "kNN", "Bayes", "rdd"], [[cell for cell in _eval_row(row) if cell != "-"]])
+    _write_json(args.json, {"features": args.features, "seed": args.seed, "real": real.name} | row)
+
+
+def parse_args(argv=None):
+    parser = Parser("metrics.py", description="Measures of image generators, and the battles between them.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    source = "runs (RUN@7: drawn with 7 steps), folders of images, .npy or .npz files"
+    eval_, gam_, dim_, folders_ = (
+        commands.add_parser(f"{name}", prog=f"metrics.py {name}", help=text, description=text)
+        for name, text in (
+            ("eval", "FID, MMD, kNN, Bayes, accuracy and rdd of all sources in one table"),
+            ("gam", "the battles of every pair of runs"),
+            ("dim", "intrinsic dimension of a data set"),
+            ("folders", "the measures of generated images against real ones, both from folders"),
+        )
+    )
+    for command in (eval_, gam_):
+        command.add_argument("source", nargs="+", metavar="RUN", help=source)
+        command.add_argument("--dataset", help="what to compare with; the runs' own if not given")
+    for name in ("generated", "real"):
+        folders_.add_argument(name, metavar=name.upper(), help="a folder of images, or a .npy or .npz file")
+    dim_.add_argument("--dataset", default="digits", help=f"{', '.join(data.DATASETS)}, or a folder of images")
+    dim_.add_argument("--k", type=count, nargs="+", default=[10, 20, 50, 100], help="numbers of neighbours")
+    dim_.add_argument("--out", default="dim.png", help="the curve's picture")
+    for command in (eval_, folders_):
+        kinds = ["classifier", "pixels", "inception"] if command is eval_ else ["pixels", "inception"]
+        text = "of the FID; classifier if not given, pixels where there are no labels" if command is eval_ else "of the FID"
+        command.add_argument("--features", choices=kinds, default=None if command is eval_ else "pixels", help=text)
+        command.add_argument("--inception-weights", metavar="FILE", help=f"{INCEPTION_FILE}; torch hub's if not given")
+        command.add_argument("--k", type=count, default=5, help="neighbours that vote in kNN")
+    eval_.add_argument("--paper-units", action="store_true", help="DRAW-GAN's columns as well")
+    gam_.add_argument("--tolerance", type=float, default=0.3, help="how far r_test may be from 1, as a factor less 1")
+    for command in (eval_, gam_, dim_):
+        command.add_argument("--data-dir", default="data", help="where data sets lie")
+        command.add_argument("--size", type=count, help="side of the images in pixels; the runs' or the data set's own if not given")
+    for command in (eval_, gam_, dim_, folders_):
+        whole = command is dim_
+        text = "training images; all if not given" if whole else "images of each, as far as there are"
+        command.add_argument("--n", type=count, default=None if whole else 10000, help=text)
+        command.add_argument("--seed", type=int, default=0, help="of samples and of the shuffling of images")
+        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
+        command.add_argument("--json", metavar="FILE", help="write all figures there too")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    command = {"eval": eval_command, "gam": gam_command, "dim": dim_command, "folders": folders_command}[args.command]
+    try:
+        command(args)
+    except (InputError, OSError) as error:
+        print(f"metrics.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
