@@ -102,7 +102,8 @@ class Draw(nn.Module):
         self.enc = nn.Linear(self.sees + 2 * hidden, 4 * hidden)
         self.q = nn.Linear(hidden, 2 * z_dim)
         self.dec = nn.Linear(z_dim + hidden, 4 * hidden)
-        self.hands = nn.Linear(hidden, 5 + 5 + channels * (write or size) ** 2)
+        self.rows = [5 if read else 0, 5 if write else 0, channels * (write or size) ** 2]
+        self.hands = nn.Linear(hidden, sum(self.rows))
         self.c_0 = nn.Parameter(torch.zeros(self.shape))  # the first canvas and hidden states are learned, as in DRAW
         self.h_enc_0, self.h_dec_0 = nn.Parameter(torch.zeros(hidden)), nn.Parameter(torch.zeros(hidden))
 
@@ -156,8 +157,8 @@ class Draw(nn.Module):
     def split(self, h_dec):
         """h_dec (B, H) -> attention parameters of the next read and of this write (B, 5), and the patch (B, C, N, N)."""
         N = self.write or self.shape[1]
-        look, place, w = self.hands(h_dec).float().split([5, 5, self.shape[0] * N * N], 1)
-        return look, place, w.unflatten(1, (self.shape[0], N, N))
+        look, place, w = self.hands(h_dec).float().split(self.rows, 1)
+        return look, place, w.unflatten(1, (-1, N, N))
 
 
 class Discriminator(nn.Module):
