@@ -276,13 +276,17 @@ def test_bound_counts_nats_per_image_and_step():
     assert draw_gan.bound({"G": ours}, x, seed=5, batch_size=4)[0] == reconstruction
 
 
-def test_the_state_stays_in_float32_under_autocast():
+def test_state_and_attention_stay_in_float32_under_autocast(monkeypatch):
+    seen = []
+    for name in ("read", "write"):
+        exact = getattr(draw_gan, name)
+        monkeypatch.setattr(draw_gan, name, lambda *a, exact=exact: seen.append(exact(*a)) or seen[-1])
     G = draw_gan.Draw(1, 28, 20, 64, 5, 2, 5)
     noise, x = G.draw_z(6), torch.rand(6, 1, 28, 28)
     exact, _, exact_kl = G(noise, x)
     with torch.autocast("cpu", torch.bfloat16):
         canvases, windows, divergence = G(noise, x)
-    assert {t.dtype for t in (*canvases, *windows[0], divergence)} == {torch.float32}
+    assert {t.dtype for t in (*canvases, *windows[0], divergence, *seen)} == {torch.float32}
     torch.testing.assert_close(canvases[-1], exact[-1], atol=0.05, rtol=0.05)
     torch.testing.assert_close(divergence, exact_kl, atol=0.05, rtol=0.05)
 
