@@ -24,7 +24,6 @@ import argparse
 import itertools
 import json
 import math
-import re
 import sys
 import time
 from pathlib import Path
@@ -234,10 +233,10 @@ def sample(nets, n, labels=None, generator=None, batch_size=128):
     G.eval()
     parts = []
     for first in range(0, n, batch_size):
-        z = draw_z(batch_size, G.z_dim, generator)[: n - first].to(device)
-        parts.append(G(z, labels[first : first + batch_size].to(device) if G.classes else None))
+        y = labels[torch.arange(first, first + batch_size) % n].to(device) if G.classes else None
+        parts.append(G(draw_z(batch_size, G.z_dim, generator).to(device), y))
     G.train(training)
-    return torch.cat(parts)
+    return torch.cat(parts)[:n]
 
 
 def draw_pictures(nets, args, folder, step):
@@ -250,6 +249,8 @@ def draw_pictures(nets, args, folder, step):
 # ------------------------------------------------------------------------------------------------------ flags, training
 
 EXPLORATIONS = ("walk", "arithmetic", "filters", "forget", "features", "nearest")
+FACES_SUM = ["smile=1,glasses=0", "smile=0,glasses=0", "smile=0,glasses=1"]  # a, b, c where --concepts does not say
+FACES_THING = ["glasses=1"]
 
 
 def parse_args(argv=None):
@@ -280,7 +281,7 @@ def parse_args(argv=None):
     add("--d-steps", type=metrics.count, help="updates of D for each of G; 1, for wgan the paper's 5, if not given")
     add("--explore", choices=EXPLORATIONS, help="only explore the run given by --resume, into RUN/explore")
     add("--concepts", nargs="+", metavar="NAME=VALUE,...", help="the three of arithmetic (a - b + c), or the one to forget")
-    add("--attributes", metavar="FILE", help="of the training images: a header of names, a row of integers per image")
+    add("--attributes", metavar="FILE", help="a .csv: a header of names, then a row of integers for each training image")
     add("--latents", metavar="FILE.npy", help="(n, 100) numbers: the points of the walk, or three for each of a, b, c")
     args = parser.parse_args(argv)
     if args.sample and args.explore:
@@ -415,383 +416,334 @@ def train(args):
 
 
 # -------------------------------------------------------------------------------------------------------- explorations
-# Each takes (args, run, folder), writes folder/NAME.png and prints its table, if it has one, into folder/NAME.txt.
+# walk, arithmetic, filters, forget, features and nearest each write folder/NAME.png or the table folder/NAME.txt, or both.
 
 
 def explore(args):
-    """--explore: one look into the run args.resume, its pictures and table in RUN/explore."""
+    """--explore: one look into the run args.resume; pictures and tables go to RUN/explore."""
     run = metrics.load_run(args.resume, args.device)
-    needs_conv, needs_labels = args.explore in ("filters", "forget", "features"), args.explore == "nearest"
-    if needs_conv and args.arch != "conv":
-        raise data.InputError(f"--explore {args.explore} reads convolution maps: {args.resume} is a dense network")
-    if needs_labels and not args.conditional:
-        raise data.InputError(f"--explore nearest needs labelled samples: train a run with --conditional; {args.resume} is none")
-    if args.conditional and args.explore in ("arithmetic", "forget", "features"):
-        raise data.InputError(f"--explore {args.explore} asks what z or D has learnt without labels, but {args.resume} was given "
-                              "them: train a run without --conditional")
+    if args.explore in ("filters", "forget", "features") and args.arch != "conv":
+        raise data.InputError(f"--explore {args.explore} reads convolution maps, and {args.resume} is a dense network")
+    if args.explore == "nearest" and not args.conditional:
+        raise data.InputError(f"--explore nearest needs labelled samples: train with --conditional, {args.resume} was not")
+    if args.explore in ("arithmetic", "forget", "features") and args.conditional:
+        raise data.InputError(f"--explore {args.explore} asks what is learnt without labels: train without --conditional, "
+                              f"{args.resume} was given them")
     folder = Path(args.resume)
     folder = (folder if folder.is_dir() else folder.parent) / "explore"
     folder.mkdir(exist_ok=True)
     torch.manual_seed(args.seed)
     globals()[args.explore](args, run, folder)
-    print(f"{args.explore}.* is in {folder}")
+    print(f"{args.explore} is in {folder}")
 
 
 def board(rows, path, scale=3):
-    """Rows of images (C, S, S), None for a gap, as one PNG on white, a pixel of an image `scale` pixels wide."""
-    shape = next(image.shape for row in rows for image in row if image is not None)
+    """Rows of images (C, S, S), None for a gap, on white as one PNG; every pixel becomes scale x scale."""
+    blank = torch.ones_like(rows[0][0]).cpu()
     width = max(map(len, rows))
-    tiles = [torch.ones(shape) if image is None else image.detach().cpu() for row in rows
-             for image in [*row, *[None] * (width - len(row))]]
+    tiles = [blank if image is None else image.cpu() for row in rows for image in [*row, *[None] * (width - len(row))]]
     tiles = torch.stack(tiles).clamp(0, 1).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    save_image(tiles, path, nrow=width, padding=2, pad_value=1.0)
+    save_image(tiles, path, nrow=width, pad_value=1.0)
 
 
 def table(rows, path):
-    """Rows of strings, aligned, printed and written to `path`."""
+    """Rows of strings, in columns, printed and written to `path`."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
     print(text)
     path.write_text(text + "\n")
 
 
-def read_latents(args, rows, z_dim):
-    """The points of --latents, float32 (n, Z), n at least `rows`."""
+@torch.no_grad()
+def draw(run, z, labels=None, layer=0, edit=None):
+    """Images of the latents z (n, Z), on the CPU; edit, if given, is called with the maps (b, K, s, s) that enter G's
+    up-convolution `layer`, and what it returns, unless None, takes their place."""
+    G, drawn = run.nets["G"], []
+    hook = G.ups[layer].register_forward_pre_hook(lambda _, inputs: edit(inputs[0])) if edit else None
+    for i in range(0, len(z), 500):
+        drawn.append(G(z[i : i + 500].to(run.device), None if labels is None else labels[i : i + 500].to(run.device)).cpu())
+    if hook:
+        hook.remove()
+    return torch.cat(drawn)
+
+
+def read_latents(path, rows, z_dim):
+    """The first `rows` latents (or all, for None) of a .npy file of (n, Z) numbers; InputError if it has fewer, or another Z."""
     try:
-        z = torch.from_numpy(np.load(args.latents).astype(np.float32))
+        z = torch.from_numpy(np.load(path).astype(np.float32))
     except (OSError, ValueError, EOFError) as error:
-        raise data.InputError(f"--latents {args.latents} cannot be read as a .npy of numbers: {error}") from error
-    if z.ndim != 2 or len(z) < rows or z.shape[1] != z_dim:
-        raise data.InputError(f"--latents {args.latents} is {tuple(z.shape)}: at least {rows} rows of {z_dim} are needed")
-    return z
-
-
-def draw(run, z, labels=None, batch_size=500):
-    """Images of the latents z (n, Z), on the CPU."""
-    with torch.no_grad():
-        pairs = zip(z.split(batch_size), [None] * len(z) if labels is None else labels.split(batch_size))
-        return torch.cat([run.nets["G"](a.to(run.device), None if b is None else b.to(run.device)).cpu() for a, b in pairs])
+        raise data.InputError(f"--latents {path} cannot be read as a .npy file of numbers: {error}") from error
+    if z.ndim != 2 or len(z) < (rows or 2) or z.shape[1] != z_dim:
+        raise data.InputError(f"--latents {path} is {tuple(z.shape)}, not at least {rows or 2} rows of {z_dim}")
+    return z[:rows]
 
 
 # Walk: straight lines between 9 random latents (Radford et al., Figure 4)
 
 
 def walk(args, run, folder, frames=10):
-    """walk.png: a row from each of 9 latents to the next, the last back to the first, each row of one label."""
-    G = run.nets["G"]
-    z = read_latents(args, 2, G.z_dim) if args.latents else draw_z(9, G.z_dim, torch.Generator().manual_seed(args.seed))
-    share = torch.linspace(0, 1, frames)[:, None, None]
-    path = torch.lerp(z, z.roll(-1, 0), share).transpose(0, 1)                     # (9, frames, Z)
+    """A row from each latent to the next, and from the last to the first; and how even the steps are."""
+    z_dim = run.nets["G"].z_dim
+    z = read_latents(args.latents, None, z_dim) if args.latents else draw_z(9, z_dim, torch.Generator().manual_seed(args.seed))
+    share = torch.linspace(0, 1, frames)[:, None]
+    path = torch.lerp(z[:, None], z.roll(-1, 0)[:, None], share)                   # (9, frames, Z)
     labels = torch.arange(len(z)).repeat_interleave(frames) % args.classes if args.classes else None
     images = draw(run, path.flatten(0, 1), labels).unflatten(0, path.shape[:2])    # (9, frames, C, S, S)
     board(images, folder / "walk.png")
-    steps = (images[:, 1:] - images[:, :-1]).flatten(2).norm(dim=2)                # (9, frames - 1)
+    steps = images.diff(dim=1).flatten(2).norm(dim=2)                              # (9, frames - 1)
     ends = (images[:, -1] - images[:, 0]).flatten(1).norm(dim=1)
-    table([["row", "distance of the ends", "largest step", "its share"],
-           *([str(i), f"{end:.2f}", f"{step:.2f}", f"{step / end:.0%}"] for i, (end, step) in enumerate(zip(ends, steps.amax(1))))],
-          folder / "walk.txt")
+    lines = [[str(i), f"{end:.2f}", f"{step:.2f}", f"{step / end:.0%}"] for i, (end, step) in enumerate(zip(ends, steps.amax(1)), 1)]
+    table([["row", "first to last picture", "longest step", "its share"], *lines], folder / "walk.txt")
 
 
 # Concepts: what a small network reads in a picture, taught by the data set's attributes
 
 
 class Reader(nn.Module):
-    """Images (B, C, S, S) to {attribute: probabilities (B, values)}, from one network with an end for each attribute."""
+    """Images (B, C, S, S) in [0, 1] to {attribute: logits (B, values)}: one small network with an end for each attribute."""
 
     def __init__(self, channels, values):
         super().__init__()
-        self.values = dict(values)
-        widths, layers = [channels, 32, 64, 64], []
-        for k, k_next in itertools.pairwise(widths):
-            layers += [nn.Conv2d(k, k_next, 3, stride=2, padding=1), nn.BatchNorm2d(k_next), nn.ReLU()]
-        self.net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * 16, sum(self.values.values())))
+        self.values, layers = values, []
+        for k, k_next in itertools.pairwise([channels, 32, 64, 64]):
+            layers += [nn.Conv2d(k, k_next, kernel_size=3, stride=2, padding=1), nn.BatchNorm2d(k_next), nn.ReLU()]
+        self.net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(1024, sum(values.values())))
 
     def forward(self, x):
-        parts = self.net(2 * x - 1).split(list(self.values.values()), 1)
-        return dict(zip(self.values, parts))
+        return dict(zip(self.values, self.net(2 * x - 1).split(list(self.values.values()), 1)))
 
     @torch.no_grad()
-    def read(self, images, batch_size=500):
-        """{attribute: probabilities (n, values)} of float images (n, C, S, S), on the CPU."""
-        self.eval()
-        device = next(self.parameters()).device
-        parts = [self(part.to(device)) for part in images.split(batch_size)]
+    def read(self, images):
+        """{attribute: probabilities (n, values)} of images (n, C, S, S), both on the CPU."""
+        parts = [self.eval()(part.to(self.net[0].weight.device)) for part in images.split(500)]
         return {name: torch.cat([part[name].softmax(1) for part in parts]).cpu() for name in self.values}
 
 
-def attributes_of(args, labels):
-    """{name: int64 (N,)} of the training or test images: --attributes, or those of the faces, or the classes as "class"."""
-    if args.dataset == "faces":
-        return data.face_attributes(labels)
-    return {"class": labels}
-
-
-def read_attributes(path, n):
-    """{name: int64 (n,)} of a text table: a header of names, then a row per image, commas or blanks between.
-
-    CelebA's own file is one: its first line (a count) and its column of file names are passed over, and -1 counts as 0.
-    Raises InputError for a table with anything but integers, or of another length than n.
-    """
-    lines = [re.split(r"[,\s]+", line.strip()) for line in Path(path).read_text().splitlines() if line.strip()]
-    if lines and len(lines[0]) == 1 and lines[0][0].isdecimal():
-        lines = lines[1:]
-    if len(lines) - 1 != n:
-        raise data.InputError(f"{path} has {max(len(lines) - 1, 0)} rows below its header, but there are {n} training images")
-    header, *rows = lines
-    named = not re.fullmatch(r"-?\d+", rows[0][0])  # a first column of file names, with or without a head of its own
-    names = header[1:] if named and len(header) == len(rows[0]) else header
-    try:
-        values = torch.tensor([[int(cell) for cell in row[named:]] for row in rows]).clamp(min=0)
-        return dict(zip(names, values.unbind(1), strict=True))
-    except ValueError as error:
-        raise data.InputError(f"{path}: {error}; every row needs one integer for each of {', '.join(names)}") from error
-
-
 def teach_reader(args, run):
-    """A Reader of the run's data, trained for two epochs; prints how well it reads images it was not taught."""
+    """(Reader, images, attributes) of the run's training images; prints how well it reads a tenth that it was not taught."""
     images, labels = data.load(args.dataset, args.data_dir, size=args.size)
     attributes = read_attributes(args.attributes, len(images)) if args.attributes else attributes_of(args, labels)
-    values = {name: int(value.max()) + 1 for name, value in attributes.items()}
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    taught, held_out = order[: -len(order) // 10], order[-len(order) // 10 :]
-    reader = Reader(args.channels, values).to(run.device)
+    reader = Reader(args.channels, {name: int(value.max()) + 1 for name, value in attributes.items()}).to(run.device)
     optimiser = torch.optim.Adam(reader.parameters(), lr=2e-3)
-    every = torch.stack(list(attributes.values()), 1)                        # (N, attributes)
-    served = data.batches(images[taught], min(128, len(taught)), run.device, 0, labels=every[taught])
-    for _ in range(2 * max(len(taught) // 128, 50)):
+    held_out, taught = torch.randperm(len(images)).tensor_split([len(images) // 10])
+    batch_size = min(128, len(taught))
+    served = data.batches(images[taught], batch_size, run.device, 0, labels=torch.stack([*attributes.values()], 1)[taught])
+    for _ in range(max(2 * len(taught) // batch_size, 100)):
         x, y = next(served)
         loss = sum(F.cross_entropy(out, part) for out, part in zip(reader(x).values(), y.unbind(1)))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    read = reader.read(images[held_out[:2000]] / 255)
-    right = {name: (read[name].argmax(1) == attributes[name][held_out[:2000]]).float().mean() for name in values}
-    print("a reader of attributes is right on " + ", ".join(f"{name} {share:.1%}" for name, share in right.items())
-          + " of images it was not taught")
+    held_out = held_out[:2000]
+    read = reader.read(images[held_out] / 255)
+    right = ", ".join(f"{name} {(read[name].argmax(1) == attributes[name][held_out]).float().mean():.1%}" for name in read)
+    print(f"a reader taught on the training images reads others right: {right}")
     return reader, images, attributes
 
 
-def parse_concept(text, values):
-    """"smile=1,hair=0" -> {"smile": 1, "hair": 0}, each a name and value out of `values` {name: number of values}."""
-    concept = {}
-    for part in text.split(","):
-        name, _, value = part.partition("=")
+def attributes_of(args, labels):
+    """{name: int64 (N,)}: the attributes of the faces; elsewhere the label itself, as "class"."""
+    return data.face_attributes(labels) if args.dataset == "faces" else {"class": labels}
+
+
+def read_attributes(path, n):
+    """{name: int64 (n,)} of --attributes; -1, as in CelebA's list, counts as 0. InputError if it is not a table of n rows."""
+    try:
+        names = Path(path).read_text().split("\n", 1)[0].split(",")
+        values = np.loadtxt(path, dtype=int, delimiter=",", skiprows=1, ndmin=2).clip(min=0)
+    except (OSError, ValueError) as error:
+        raise data.InputError(f"--attributes {path} is no table of integers below a header of names: {error}") from error
+    if values.shape != (n, len(names)):
+        raise data.InputError(f"--attributes {path} has {len(names)} names and a table of {values.shape}, but there are {n} "
+                              "training images")
+    return dict(zip(names, torch.from_numpy(values).unbind(1)))
+
+
+def parse_concepts(args, values, defaults):
+    """--concepts, or for the faces the `defaults`, as dicts: "smile=1,hair=0" is {"smile": 1, "hair": 0}.
+
+    Raises InputError unless there are as many as defaults, each of a name and value out of `values` {name: how many}.
+    """
+    texts = args.concepts or (defaults if args.dataset == "faces" and not args.attributes else [])
+    known = ", ".join(f"{name}=0..{count - 1}" for name, count in values.items())
+    if len(texts) != len(defaults):
+        raise data.InputError(f"--concepts: {args.explore} takes {len(defaults)}, not {len(texts)}, out of {known}")
+    concepts = [dict(part.partition("=")[::2] for part in text.split(",")) for text in texts]
+    for name, value in (item for concept in concepts for item in concept.items()):
         if name not in values or not value.isdecimal() or int(value) >= values[name]:
-            known = ", ".join(f"{name}=0..{count - 1}" for name, count in values.items())
-            raise data.InputError(f"--concepts: {part!r} is not one of {known}")
-        concept[name] = int(value)
-    return concept
+            raise data.InputError(f"--concepts: {name}={value} is not one of {known}")
+    return [{name: int(value) for name, value in concept.items()} for concept in concepts]
 
 
 def certainty(read, concept):
-    """How surely pictures show a concept, (n,): the product of what the reader gives its attributes."""
+    """How sure the reader is that pictures show a concept, (n,): the product of its probabilities."""
     return math.prod(read[name][:, value] for name, value in concept.items())
 
 
-# Arithmetic: a - b + c on means of three latents (Radford et al., Figure 7)
+# Arithmetic: a - b + c, each the mean of three latents (Radford et al., Figure 7)
 
 
 def arithmetic(args, run, folder, drawn=4000, trials=200):
-    """arithmetic.png: three pictures of each concept and of their mean latent, then a - b + c amid eight noisy neighbours,
-    then the same sums of pixels. arithmetic.txt: how often the sum shows the concept meant, over `trials` other triples.
+    """Three pictures of each concept, their means below; then G(a - b + c) amid eight neighbours; then the sums of pixels.
+
+    The table says how often such a sum shows what it should, over `trials` other triples. Given --latents: no table.
     """
-    z_dim = run.nets["G"].z_dim
-    generator = torch.Generator().manual_seed(args.seed)
+    z_dim, generator = run.nets["G"].z_dim, torch.Generator().manual_seed(args.seed)
     if args.latents:
-        triples = read_latents(args, 9, z_dim)[:9].view(1, 3, 3, z_dim)
+        triples = read_latents(args.latents, 9, z_dim).view(1, 3, 3, z_dim)
     else:
         reader, _, _ = teach_reader(args, run)
-        texts = args.concepts or default_concepts(args, 3)
-        if len(texts) != 3:
-            raise data.InputError(f"--concepts: arithmetic takes three, a b c for a - b + c, not {len(texts)}")
-        a, b, c = concepts = [parse_concept(text, reader.values) for text in texts]
+        a, b, c = concepts = parse_concepts(args, reader.values, FACES_SUM)
         z = draw_z(drawn, z_dim, generator)
         read = reader.read(draw(run, z))
-        triples = []
-        for text, concept in zip(texts, concepts):
-            sure = (certainty(read, concept) > 0.8).nonzero()[:, 0]
-            if len(sure) < 3:
-                raise data.InputError(f"only {len(sure)} of {drawn} samples show {text}: train longer, or choose another")
-            picked = torch.stack([sure[torch.randperm(len(sure), generator=generator)[:3]] for _ in range(trials + 1)])
-            triples.append(z[picked])
-        triples = torch.stack(triples, 1)                                    # (trials + 1, 3 concepts, 3, Z)
-    means = triples.mean(2)
-    sums = means[:, 0] - means[:, 1] + means[:, 2]                           # y = a - b + c, (trials + 1, Z)
-
+        sure = [(certainty(read, concept) > 0.8).nonzero()[:, 0] for concept in concepts]
+        for concept, found in zip(concepts, sure):
+            if len(found) < 3:
+                raise data.InputError(f"{len(found)} of {drawn} samples show {concept}: train longer, or choose other --concepts")
+        picks = [[torch.randperm(len(found), generator=generator)[:3] for found in sure] for _ in range(trials + 1)]
+        triples = torch.stack([torch.stack([z[found[pick]] for found, pick in zip(sure, row)]) for row in picks])
+    means = triples.mean(2)                                                  # (trials + 1, 3 concepts, Z)
+    y = means[:, 0] - means[:, 1] + means[:, 2]                              # (trials + 1, Z)
     noise = torch.empty(9, z_dim).uniform_(-0.25, 0.25, generator=generator)
     noise[4] = 0                                                             # y itself in the middle
-    shown, middle = draw(run, triples[0].flatten(0, 1)), draw(run, means[0])
-    around = draw(run, sums[0] + noise)
-    pixels = shown.unflatten(0, (3, 3))
-    pixels = torch.cat([pixels, pixels.mean(1, keepdim=True)], 1)            # (3, 3 + mean, C, S, S)
-    pixel_sums = pixels[0] - pixels[1] + pixels[2]
-    rows = [[*shown[i::3], None, *around[3 * i : 3 * i + 3], None, pixel_sums[i]] for i in range(3)]
-    board([*rows, [*middle, None, None, around[4], None, None, pixel_sums[3]]], folder / "arithmetic.png", scale=4)
-
-    if not args.latents:
-        meant = c | {name: value for name, value in a.items() if value != b.get(name)}
-        pixel_means = draw(run, triples[1:].flatten(0, 2)).unflatten(0, (trials, 3, 3)).mean(2)
-        tried = {"c alone": draw(run, means[1:, 2]), "a - b + c": draw(run, sums[1:]),
-                 "the same in pixels": (pixel_means[:, 0] - pixel_means[:, 1] + pixel_means[:, 2]).clamp(0, 1)}
-        lines = [["share of pictures read as", *(f"{name}={value}" for name, value in meant.items()), "all of it"]]
-        for name, images in tried.items():
-            read = reader.read(images)
-            right = torch.stack([read[key].argmax(1) == value for key, value in meant.items()], 1)
-            lines.append([name, *(f"{share:.0%}" for share in right.float().mean(0)), f"{right.all(1).float().mean():.0%}"])
-        table(lines, folder / "arithmetic.txt")
-
-
-def default_concepts(args, count):
-    """The concepts of the faces' own demonstration; elsewhere they are the user's to name."""
-    if args.dataset != "faces" or args.attributes:
-        raise data.InputError(f"name {count} concept(s) with --concepts NAME=VALUE ..., for instance class=7")
-    return ["smile=1,glasses=0", "smile=0,glasses=0", "smile=0,glasses=1"] if count == 3 else ["glasses=1"]
+    pixels = draw(run, triples.flatten(0, 2)).unflatten(0, triples.shape[:3])
+    pixel_sums = (pixels[:, 0] - pixels[:, 1] + pixels[:, 2]).clamp(0, 1)    # (trials + 1, 3 examples, C, S, S)
+    mean_pixels = pixels.mean(2)
+    mean_sums = (mean_pixels[:, 0] - mean_pixels[:, 1] + mean_pixels[:, 2]).clamp(0, 1)
+    around, middle = draw(run, y[0] + noise), draw(run, means[0])
+    rows = [[*pixels[0, :, i], None, *around[3 * i : 3 * i + 3], None, pixel_sums[0, i]] for i in range(3)]
+    board([*rows, [*middle, None, None, around[4], None, None, mean_sums[0]]], folder / "arithmetic.png", scale=4)
+    if args.latents:
+        return
+    meant = c | {name: value for name, value in a.items() if value != b.get(name)}
+    lines = [["pictures read as", *(f"{name}={value}" for name, value in meant.items()), "all of it"]]
+    sums = {"G(c)": draw(run, means[1:, 2]), "G(a - b + c)": draw(run, y[1:]), "sums of pixels": mean_sums[1:]}
+    for title, images in sums.items():
+        read = reader.read(images)
+        right = torch.stack([read[name].argmax(1) == value for name, value in meant.items()], 1)
+        lines.append([title, *(f"{share:.0%}" for share in right.float().mean(0)), f"{right.all(1).float().mean():.0%}"])
+    table(lines, folder / "arithmetic.txt")
 
 
 # Linear models, for features and forget
 
 
 def fit_linear(x, y, C, loss="squared-hinge"):
-    """The weights w (d, K) and biases b (K,) that minimise |w|^2 / 2 + C sum_i loss(y_i (x_i w + b)), column by column.
+    """Weights w (d, K) and biases b (K,) that minimise |w|^2 / 2 + C sum_i loss(y_i (x_i w + b)), each column on its own.
 
     x: float (n, d); y: (n, K) of +1 and -1; loss: "squared-hinge", max(0, 1 - m)^2 (the L2-SVM), or "logistic",
     log(1 + exp(-m)). By L-BFGS; biases are not regularised.
     """
-    n_weights = x.shape[1] * y.shape[1]
+    d, K = x.shape[1], y.shape[1]
 
     def objective(flat):
-        flat = torch.from_numpy(flat).to(x)
-        w, b = flat[:n_weights].view(x.shape[1], -1), flat[n_weights:]
+        w, b = torch.from_numpy(flat).to(x).view(d + 1, K).tensor_split([d])
         margin = y * (x @ w + b)
         slack = (1 - margin).clamp(min=0)
         value, slope = (slack**2, -2 * slack) if loss == "squared-hinge" else (F.softplus(-margin), -torch.sigmoid(-margin))
         slope = C * slope * y
-        gradient = torch.cat([(w + x.T @ slope).flatten(), slope.sum(0)])
-        return (w.square().sum() / 2 + C * value.sum()).item(), gradient.double().cpu().numpy()
+        gradient = torch.cat([w + x.T @ slope, slope.sum(0, keepdim=True)])
+        return (w.square().sum() / 2 + C * value.sum()).item(), gradient.flatten().double().cpu().numpy()
 
-    found = minimize(objective, np.zeros(n_weights + y.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 300})
-    flat = torch.from_numpy(found.x).to(x)
-    return flat[:n_weights].view(x.shape[1], -1), flat[n_weights:]
+    found = minimize(objective, np.zeros((d + 1) * K), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    flat = torch.from_numpy(found.x).to(x).view(d + 1, K)
+    return flat[:d], flat[d]
 
 
 def svm_accuracy(x, labels, x_test, labels_test):
-    """Test accuracy of a linear L2-SVM, one class against the rest; C is the best of five on the last fifth of x.
+    """Test accuracy of a linear L2-SVM, each class against the rest, with the C of five that suits the last fifth of x best.
 
-    Columns are standardised and divided by sqrt(d), so that rows have length 1 or so and one range of C serves all.
+    Columns are standardised and divided by sqrt(d): rows then have a length of about 1, and one range of C serves all.
     """
     mean, scale = x.mean(0), (x.std(0) + 1e-6) * math.sqrt(x.shape[1])
     x, x_test = (x - mean) / scale, (x_test - mean) / scale
     y = 2 * F.one_hot(labels, int(max(labels.max(), labels_test.max())) + 1).to(x) - 1
     cut = len(x) * 4 // 5
 
-    def accuracy(C, train, x_judged, labels_judged):
-        w, b = fit_linear(x[train], y[train], C)
-        return ((x_judged @ w + b).argmax(1) == labels_judged).double().mean().item()
+    def accuracy(C, n, x_asked, labels_asked):
+        w, b = fit_linear(x[:n], y[:n], C)
+        return ((x_asked @ w + b).argmax(1) == labels_asked).double().mean().item()
 
-    best = max((0.01, 0.1, 1, 10, 100), key=lambda C: accuracy(C, slice(cut), x[cut:], labels[cut:]))
-    return accuracy(best, slice(None), x_test, labels_test)
+    best = max((0.01, 0.1, 1, 10, 100), key=lambda C: accuracy(C, cut, x[cut:], labels[cut:]))
+    return accuracy(best, len(x), x_test, labels_test)
 
 
-# Forget: drop the maps of G that draw a thing (Radford et al., section 6.2, Figure 6)
+# Forget: leave out the maps of G that draw a thing (Radford et al., section 6.3.1, Figure 6)
 
 
 def forget(args, run, folder, drawn=2000):
-    """forget.png: pictures with the thing; without the maps that draw it; without as many maps taken at random.
+    """Pictures with a thing, its box marked; as drawn; without the maps that draw it; without as many maps at random.
 
-    A logistic regression on the maps of the second highest convolution layer of G tells cells in the thing's box from other
-    cells; all maps with a positive weight are dropped everywhere. The box is found, not drawn by hand: where images with
-    the thing differ on average from those without. forget.txt: what the reader sees before and after.
+    The maps are those of G's second highest hidden layer that a logistic regression gives a positive weight as signs of the
+    thing. The table says what the reader sees then.
     """
-    G = run.nets["G"]
     reader, images, attributes = teach_reader(args, run)
-    texts = args.concepts or default_concepts(args, 1)
-    concept = parse_concept(texts[0], reader.values)
-    if len(texts) != 1 or len(concept) != 1:
+    (concept,) = parse_concepts(args, reader.values, FACES_THING)
+    if len(concept) != 1:
         raise data.InputError("--concepts: forget takes one NAME=VALUE")
-    (name, value), = concept.items()
+    ((name, value),) = concept.items()
     has = attributes[name] == value
     box = find_box(images[has][:5000] / 255, images[~has][:5000] / 255)
 
-    z = draw_z(drawn, G.z_dim, torch.Generator().manual_seed(args.seed))
-    before = reader.read(draw(run, z))
+    G, maps = run.nets["G"], []
     layer = max(len(G.ups) - 2, 0)
-    maps = maps_entering(run, layer, z)                                      # (n, K, s, s)
-    shows, lacks = (before[name][:, value] > 0.8).cpu(), (before[name][:, value] < 0.2).cpu()
+    z = draw_z(drawn, G.z_dim, torch.Generator().manual_seed(args.seed))
+    before = reader.read(draw(run, z, layer=layer, edit=maps.append))
+    shows, lacks = before[name][:, value] > 0.8, before[name][:, value] < 0.2
     if min(shows.sum(), lacks.sum()) < 20:
-        raise data.InputError(f"{int(shows.sum())} of {drawn} samples show {texts[0]} and {int(lacks.sum())} do not: train longer")
-    weights = map_weights(maps, shows, lacks, box, args.size)
-    keep = (weights <= 0).float()
-    at_random = torch.ones(len(keep))
-    at_random[torch.randperm(len(keep))[: int((keep == 0).sum())]] = 0
+        raise data.InputError(f"{shows.sum()} of {drawn} samples show {name}={value} and {lacks.sum()} do not: train longer")
+    drop = map_weights(torch.cat(maps).cpu(), shows, lacks, box, args.size) > 0        # (K,)
+    at_random = drop[torch.randperm(len(drop))]
 
     z = z[shows]
-    pictures = {"as drawn": draw(run, z), "its maps dropped": draw_with(run, layer, keep, z),
-                "random maps dropped": draw_with(run, layer, at_random, z)}
-    outlined = pictures["as drawn"][:12].clone()
-    top, bottom, left, right = box
-    outlined[:, :, [top, bottom - 1], left:right] = outlined[:, :, top:bottom, [left, right - 1]] = 1.0
-    board([outlined, *(part[:12] for part in pictures.values())], folder / "forget.png", scale=3)
-    lines = [[f"{int((keep == 0).sum())} of {len(keep)} maps", f"share with {texts[0]}", *(f"{key} as before" for key in
-              reader.values if key != name)]]
-    was = {key: part[shows].argmax(1) for key, part in before.items()}
+    pictures = {"as drawn": draw(run, z)}
+    for title, dropped in (("its maps dropped", drop), ("random maps dropped", at_random)):
+        keep = (~dropped).float().to(run.device)[:, None, None]
+        pictures[title] = draw(run, z, layer=layer, edit=lambda maps, keep=keep: maps * keep)
+    marked, (top, bottom, left, right) = pictures["as drawn"][:12].clone(), box
+    marked[:, :, [top, bottom - 1], left:right] = marked[:, :, top:bottom, [left, right - 1]] = 1.0
+    board([marked, *(part[:12] for part in pictures.values())], folder / "forget.png")
+    others = [key for key in before if key != name]
+    lines = [[f"{drop.sum()} of {len(drop)} maps", f"{name}={value}", *(f"{key} as it was" for key in others)]]
     for title, part in pictures.items():
-        read = {key: probabilities.argmax(1) for key, probabilities in reader.read(part).items()}
-        same = [f"{(read[key] == was[key]).float().mean():.0%}" for key in reader.values if key != name]
-        lines.append([title, f"{(read[name] == value).float().mean():.0%}", *same])
+        read = reader.read(part)
+        same = [(read[key].argmax(1) == before[key][shows].argmax(1)).float().mean() for key in others]
+        lines.append([title, f"{(read[name].argmax(1) == value).float().mean():.0%}", *(f"{share:.0%}" for share in same)])
     table(lines, folder / "forget.txt")
 
 
 def find_box(having, lacking):
-    """(top, bottom, left, right) around the pixels where the means of two sets (n, C, S, S) differ by half the most or more."""
+    """(top, bottom, left, right) of the pixels where the means of two sets (n, C, S, S) differ by half the most, or more."""
     difference = (having.mean(0) - lacking.mean(0)).abs().sum(0)             # (S, S)
     rows, columns = (difference >= difference.max() / 2).nonzero().unbind(1)
     return rows.min().item(), rows.max().item() + 1, columns.min().item(), columns.max().item() + 1
 
 
-def maps_entering(run, layer, z):
-    """The maps (n, K, s, s), on the CPU, that enter G's up-convolution number `layer`: ReLU's output, all 0 or more."""
-    caught = []
-    hook = run.nets["G"].ups[layer].register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].cpu()))
-    draw(run, z)
-    hook.remove()
-    return torch.cat(caught)
-
-
-def draw_with(run, layer, keep, z):
-    """Images of z with the maps that enter up-convolution `layer` multiplied by keep (K,): 0 drops a map everywhere."""
-    keep = keep.to(run.device)[:, None, None]
-    hook = run.nets["G"].ups[layer].register_forward_pre_hook(lambda module, inputs: (inputs[0] * keep,))
-    images = draw(run, z)
-    hook.remove()
-    return images
-
-
 def map_weights(maps, shows, lacks, box, size):
-    """Weight (K,) of each map in a logistic regression: cells in the box of pictures that show the thing against as many
-    random cells outside it in the same pictures (the paper's choice), and the box of pictures that lack it (ours: what is
-    drawn there without the thing, as eyes under glasses, should stay).
+    """Weight (K,) of each map in a logistic regression of "a cell in the box of a picture that shows the thing".
 
-    maps: (n, K, s, s); shows, lacks: bool (n,); box: (top, bottom, left, right) in pixels of an image `size` wide.
+    The others are random cells elsewhere in these pictures, as in the paper, and cells in the box of pictures that lack the
+    thing, so that what is there in any case (eyes behind glasses) is left alone. maps: (n, K, s, s), 0 or more; shows, lacks:
+    bool (n,); box: (top, bottom, left, right) in pixels of an image `size` wide.
     """
     side = maps.shape[-1]
-    top, bottom, left, right = (edge * side / size for edge in box)
+    top, left = (int(edge * side / size) for edge in box[::2])
+    bottom, right = (math.ceil(edge * side / size) for edge in box[1::2])
     inside = torch.zeros(side, side, dtype=torch.bool)
-    inside[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = True
+    inside[top:bottom, left:right] = True
     cells = maps.permute(0, 2, 3, 1)                                         # (n, s, s, K)
-    positive, elsewhere = cells[shows][:, inside].flatten(0, 1), cells[shows][:, ~inside].flatten(0, 1)
-    negative = cells[lacks][:, inside].flatten(0, 1)
-    elsewhere = elsewhere[torch.randperm(len(elsewhere))[: len(positive)]]
-    x = torch.cat([positive, elsewhere, negative])
+    positive, around = cells[shows][:, inside].flatten(0, 1), cells[shows][:, ~inside].flatten(0, 1)
+    around = around[torch.randperm(len(around))[: len(positive)]]
+    x = torch.cat([positive, around, cells[lacks][:, inside].flatten(0, 1)])
     y = torch.cat([torch.ones(len(positive), 1), -torch.ones(len(x) - len(positive), 1)])
-    w, _ = fit_linear(x / (x.std(0) + 1e-6), y, C=10 / len(x), loss="logistic")
-    return w[:, 0]
+    return fit_linear(x / (x.std(0) + 1e-6), y, C=10 / len(x), loss="logistic")[0][:, 0]
 
 
 # Filters and features: what D has learnt (Radford et al., Figure 5 and section 5.1)
 
 
 class GuidedReLU(torch.autograd.Function):
-    """Leaky ReLU whose gradient passes only where input and gradient are both positive (Springenberg et al. 2015, Figure 1)."""
+    """Leaky ReLU whose gradient passes only where it and the input are both positive (Springenberg et al. 2015, Figure 1)."""
 
     @staticmethod
     def forward(context, x):
@@ -800,112 +752,99 @@ class GuidedReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(context, gradient):
-        x, = context.saved_tensors
-        return gradient.clamp(min=0) * (x > 0)
+        return gradient.clamp(min=0) * (context.saved_tensors[0] > 0)
 
 
 def guided_gradient(D, x, feature, labels=None):
     """Guided gradient (B, C, S, S) of the greatest response of one map of D's last convolution layer; D in eval mode."""
     x = x.clone().requires_grad_()
-    response = D.activations(x, labels, GuidedReLU.apply)[-1][:, feature].flatten(1).amax(1)
+    response = D.activations(x, labels, GuidedReLU.apply)[-1][:, feature].amax((1, 2))
     return torch.autograd.grad(response.sum(), x)[0]
 
 
 def discriminators(args, run, images, labels):
-    """(untrained, trained) D in eval mode, each with batch-norm statistics of these real images (n, C, S, S), 0..255."""
-    fresh = build(argparse.Namespace(**vars(run.args)))
-    pair = [nets.get("D") or nets.get("critic") for nets in (fresh, run.nets)]
+    """(untrained, trained) D in eval mode, batch norm with the statistics of 20 batches of the images, uint8 (n, C, S, S)."""
+    pair = [nets.get("D") or nets.get("critic") for nets in (build(run.args), run.nets)]
     for D in pair:
         D.to(run.device).train()
         for layer in D.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.track_running_stats = True
-                layer.momentum = None                                        # a plain average over the batches to come
+                layer.momentum = None                                        # a plain average of the batches to come
                 layer.reset_running_stats()
+        served = data.batches(images, min(args.batch_size, len(images)), run.device, args.seed, labels=labels)
         with torch.no_grad():
-            for part, y in zip(images.split(args.batch_size)[:20], labels.split(args.batch_size)):
-                D((part / 255).to(run.device), y.to(run.device) if args.classes else None)
+            for x, y in itertools.islice(served, 20):
+                D(x, y if args.classes else None)
         D.eval()
     return pair
 
 
-def filters(args, run, folder, maps=6, shown=6):
-    """filters.png: for the first 6 features of D's last convolution layer the images with the greatest responses, and
-    below them their guided gradients; left of a random D, right of the trained one."""
+def filters(args, run, folder):
+    """For the first 6 features of D's last layer, the images that excite them most and below them the guided gradients:
+    a random D to the left, the trained one to the right."""
     images, labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
-    images, labels = images[:4000], labels[:4000]
-    halves = []
-    for D in discriminators(args, run, images, labels):
-        given = labels.to(run.device) if args.classes else None
+    images, labels = (images[:2000] / 255).to(run.device), labels[:2000].to(run.device) if args.classes else None
+    rows = [[] for _ in range(12)]
+    for D in discriminators(args, run, *data.load(args.dataset, args.data_dir, size=args.size)):
         with torch.no_grad():
-            responses = torch.cat([D.activations((part / 255).to(run.device), None if given is None else given[i * 500 :][:500])
-                                   [-1][:, :maps].amax((2, 3)) for i, part in enumerate(images.split(500))])
-        rows = []
-        for feature in range(maps):
-            top = responses[:, feature].topk(shown).indices
-            x = (images[top.cpu()] / 255).to(run.device)
-            gradient = guided_gradient(D, x, feature, None if given is None else given[top])
-            peak = gradient.abs().flatten(1).amax(1).clamp(min=1e-12)[:, None, None, None]
-            rows += [x, 0.5 + 0.5 * gradient / peak]
-        halves.append(rows)
-    board([[*random, None, *trained] for random, trained in zip(*halves)], folder / "filters.png", scale=3)
+            responses = D.activations(images, labels)[-1][:, :6].amax((2, 3))                # (n, 6)
+        for feature, best in enumerate(responses.topk(6, dim=0).indices.T):
+            gradient = guided_gradient(D, images[best], feature, None if labels is None else labels[best])
+            peak = gradient.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+            rows[2 * feature] += [*images[best], None]
+            rows[2 * feature + 1] += [*(0.5 + 0.5 * gradient / peak), None]
+    board(rows, folder / "filters.png")
 
 
 @torch.no_grad()
-def pooled_features(D, images, batch_size=500):
-    """(n, d): the maps of all convolution layers of D, each max-pooled to 4x4, side by side; images uint8 (n, C, S, S)."""
+def pooled_features(D, images):
+    """(n, d): the maps of all convolution layers of D, max-pooled to 4x4, side by side; images uint8 (n, C, S, S)."""
     device = next(D.parameters()).device
-    parts = []
-    for part in images.split(batch_size):
-        maps = D.activations((part / 255).to(device))
-        parts.append(torch.cat([F.adaptive_max_pool2d(m, 4).flatten(1) for m in maps], 1))
-    return torch.cat(parts)
+    maps = (D.activations((part / 255).to(device)) for part in images.split(500))
+    return torch.cat([torch.cat([F.adaptive_max_pool2d(m, 4).flatten(1) for m in part], 1) for part in maps])
 
 
 def features(args, run, folder):
-    """features.txt: test accuracy of a linear L2-SVM on raw pixels, and on the maps of an untrained and of the trained D."""
+    """Test accuracy of a linear L2-SVM on raw pixels, on the maps of an untrained D and on those of the trained one."""
     images, labels = data.load(args.dataset, args.data_dir, size=args.size)
-    test, test_labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:10_000]
-    images, labels, test, test_labels = images[order], labels[order], test[:10_000], test_labels[:10_000]
-    untrained, trained = discriminators(args, run, images, labels)
-    kinds = {"raw pixels": [part.flatten(1).to(run.device) / 255 for part in (images, test)],
-             "untrained D": [pooled_features(untrained, part) for part in (images, test)],
-             "trained D": [pooled_features(trained, part) for part in (images, test)]}
-    told, asked = attributes_of(args, labels), attributes_of(args, test_labels)
-    counts = [count for count in (100, 1000, 10_000) if count <= len(images)] or [len(images)]
+    test, test_labels = (part[:10_000] for part in data.load(args.dataset, args.data_dir, "test", size=args.size))
+    order = torch.randperm(len(images))[:10_000]
+    images, labels = images[order], labels[order]
+    kinds = {"raw pixels": [part.flatten(1).to(run.device) / 255 for part in (images, test)]}
+    for name, D in zip(("untrained D", "trained D"), discriminators(args, run, images, labels)):
+        kinds[name] = [pooled_features(D, part) for part in (images, test)]
     lines = [["labels", "attribute", "most common", *(f"{kind} ({part[0].shape[1]})" for kind, part in kinds.items())]]
-    for count in counts:
-        for name in told:
-            common = (asked[name] == told[name].mode().values).float().mean()
-            y, y_test = told[name][:count].to(run.device), asked[name].to(run.device)
-            shares = [svm_accuracy(x[:count], y, x_test, y_test) for x, x_test in kinds.values()]
-            lines.append([str(count), name, f"{common:.1%}", *(f"{share:.2%}" for share in shares)])
+    told, asked = attributes_of(args, labels), attributes_of(args, test_labels)
+    for count, name in itertools.product(sorted({min(n, len(images)) for n in (100, 1000, 10_000)}), told):
+        y, y_test = told[name][:count].to(run.device), asked[name].to(run.device)
+        shares = [(y_test == y.mode().values).double().mean().item(),
+                  *(svm_accuracy(x[:count], y, x_test, y_test) for x, x_test in kinds.values())]
+        lines.append([str(count), name, *(f"{share:.1%}" for share in shares)])
     table(lines, folder / "features.txt")
 
 
-# Nearest: does a conditional G know its classes? (Radford et al., section 6: nearest-neighbour classification of MNIST)
+# Nearest: labels of test images from generated ones (the slides' nearest neighbour classification)
 
 
-def nearest(args, run, folder, counts=(1000, 10_000, 50_000)):
-    """nearest.txt: error of labelling test images as their nearest neighbour among n generated, and among n real, images.
-    nearest.png: test images, their nearest generated and their nearest real ones; in the right half those mislabelled."""
+def nearest(args, run, folder):
+    """Error of giving test images the label of the nearest among n generated, and among n real, training images.
+
+    The picture: ten test images and ten that the generated ones mislabel; their nearest generated and nearest real ones.
+    """
     images, labels = data.load(args.dataset, args.data_dir, size=args.size)
-    test, test_labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
-    test, test_labels = test[:10_000], test_labels[:10_000]
-    counts = sorted({min(count, len(images)) for count in counts})
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[: counts[-1]]
-    real, real_labels = images[order], labels[order]
-    drawn_labels = torch.arange(counts[-1]) % args.classes
-    drawn = (run.sample(counts[-1], labels=drawn_labels, seed=args.seed).cpu() * 255).round().byte()
-    lines = [["images", "error, generated", "error, real"]]
-    for count in counts:
-        found = [metrics.nearest(part[:count].to(run.device), 1, queries=test.to(run.device))[1][:, 0].cpu() for part in (drawn, real)]
-        read = [part[index] for part, index in zip((drawn_labels, real_labels), found)]
-        lines.append([str(count), *(f"{(part != test_labels).double().mean():.2%}" for part in read)])
-    wrong = (read[0] != test_labels).nonzero()[:10, 0]
-    chosen = torch.cat([torch.arange(10), wrong])
-    rows = [test[chosen] / 255, drawn[found[0][chosen]] / 255, real[found[1][chosen]] / 255]
+    test, test_labels = (part[:10_000] for part in data.load(args.dataset, args.data_dir, "test", size=args.size))
+    order = torch.randperm(len(images))[:50_000]
+    drawn_labels = torch.arange(len(order)) % args.classes
+    drawn = run.sample(len(order), labels=drawn_labels, seed=args.seed).mul(255).round().byte().cpu()
+    sources = ((drawn, drawn_labels), (images[order], labels[order]))
+    lines = [["images", "error with generated", "error with real"]]
+    for n in sorted({min(n, len(order)) for n in (1000, 10_000, 50_000)}):
+        found = [metrics.nearest(x[:n].to(run.device), 1, queries=test.to(run.device))[1][:, 0].cpu() for x, _ in sources]
+        wrong = [y[index] != test_labels for index, (_, y) in zip(found, sources)]
+        lines.append([str(n), *(f"{part.double().mean():.2%}" for part in wrong)])
+    chosen = torch.cat([torch.arange(10), wrong[0].nonzero()[:10, 0]])
+    rows = [part[index] / 255 for part, index in ((test, chosen), *((x, index[chosen]) for index, (x, _) in zip(found, sources)))]
     board([[*row[:10], None, *row[10:]] for row in rows], folder / "nearest.png")
     table(lines, folder / "nearest.txt")
 
