@@ -235,6 +235,11 @@ def binarise(x, how, generator=None):
     return (x > 0.5).to(x.dtype) if how == "threshold" else x
 
 
+def spread(x, n):
+    """n of the images x, or all where there are fewer, from end to end: files may come sorted by class or writer."""
+    return x[:: max(len(x) // n, 1)][:n]
+
+
 @torch.no_grad()
 def bound(nets, x, seed=0, batch_size=100):
     """-> (reconstruction, kl (T,)), nats per image, means over x (n, C, S, S); their sum bounds -log p(x) from above.
@@ -291,8 +296,9 @@ def boxed(image, boxes, zoom=3):
     for params, N, colour in boxes:
         if params is not None:
             g, delta, _, _ = window(params[None].cpu(), N, S)
-            near, far = (zoom * (g[0] + side * (N - 1) / 2 * delta[0] - 0.5) for side in (-1, 1))
-            ImageDraw.Draw(picture).rectangle([*near.tolist(), *far.tolist()], outline=colour)
+            ends = [zoom * (g[0] + side * (N - 1) / 2 * delta[0] - 0.5) for side in (-1, 1)]
+            corners = torch.cat(ends).clamp(-zoom, zoom * (S + 1))  # a window may lie far outside
+            ImageDraw.Draw(picture).rectangle(corners.tolist(), outline=colour)
     return picture
 
 
@@ -313,13 +319,14 @@ def draw_pictures(nets, args, folder, step, x):
 
     Boxes: red where DRAW reads at that step, green where it writes. The same latents and images every time.
     """
-    G, n = nets["G"], min(10, len(x))
+    G, x = nets["G"], spread(x, 10)
+    n = len(x)
     generator = torch.Generator().manual_seed(args.seed)
     save_image(sample(nets, 64, None, generator, args.batch_size), folder / f"samples/{step:06}.png", nrow=8)
     T = G.steps
     shown = sorted({round(k * (T - 1) / 15) for k in range(16)})  # at most 16 columns, the last step among them
     noise = G.draw_z(n, generator=generator).to(G.c_0.device)
-    for name, seen in (("steps", None), ("reconstructions", x[:n].to(noise.device))):
+    for name, seen in (("steps", None), ("reconstructions", x.to(noise.device))):
         frames, windows, _ = G(noise, seen)
         tiles = [[boxed(frame[k].sigmoid(), [(p if p is None else p[k], N, colour) for p, N, colour in
                                              zip(at, (G.read, G.write), ("red", "lime"))]) for k in range(n)]
@@ -329,7 +336,7 @@ def draw_pictures(nets, args, folder, step, x):
         if seen is not None:
             titles, rows = ["held-out x", *titles[:-1], "reconstruction"], [[boxed(seen[k], ()), *rows[k]] for k in range(n)]
         sheet([tile for row in rows for tile in row], len(titles), titles).save(folder / f"{name}.png")
-        first, *rest = [sheet(row, n // 2) for row in tiles]
+        first, *rest = [sheet(row, max(n // 2, 1)) for row in tiles]
         first.save(folder / f"{name}.gif", save_all=True, append_images=rest, loop=0,
                    duration=[200] * len(rest) + [1600])
 
@@ -420,7 +427,7 @@ def train(args):
     if args.binarise is None:
         args.binarise = "stochastic" if args.channels == 1 and args.objective == "draw" else "none"
     held_out, _ = data.load(args.dataset, args.data_dir, split="test", size=args.size)
-    held_out = binarise(held_out[:10_000] / 255, args.binarise, torch.Generator().manual_seed(0))
+    held_out = binarise(spread(held_out, 10_000) / 255, args.binarise, torch.Generator().manual_seed(0))
 
     torch.manual_seed(args.seed)
     nets = build(args)
@@ -510,7 +517,7 @@ def train(args):
             if step % args.sample_every == 0 or ends:
                 if not stopping:
                     draw_pictures(nets, args, folder, step, held_out)
-                    write_bound(nets, args, bounds, step, held_out if ends else held_out[:1000])
+                    write_bound(nets, args, bounds, step, held_out if ends else spread(held_out, 1000))
                 metrics.save_run(folder, "draw_gan", kept, step, nets, optimisers)
             if ends:
                 break
