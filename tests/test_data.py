@@ -288,7 +288,8 @@ def test_a_flat_folder_is_split_nine_to_one_the_same_every_time(tmp_path):
     assert len(train) == 36 and len(test) == 4 and sorted(values(train) + values(test)) == list(range(40))
     assert not labels.any()
     assert values(data.load(str(folder), tmp_path, "all")[0]) == values(train) + values(test)
-    numbered(folder, 9, first=40)  # new files move few old ones
+    for i in range(40, 49):  # new files, sorted before the old ones, move few of these
+        write(folder / f"+{i}.png", np.full((8, 8), i, dtype=np.uint8))
     assert len(set(values(test)) & set(values(data.load(str(folder), tmp_path, "test")[0]))) >= 2
 
 
@@ -315,7 +316,9 @@ def test_split_folders_share_their_classes(tmp_path):
     for split, pairs in expected.items():
         images, labels = data.load(str(tmp_path / "set"), tmp_path, split)
         assert dict(zip(values(images), labels.tolist())) == pairs
-    numbered(tmp_path / "only" / "train", 10)
+    for name in ("cat", "owl"):
+        numbered(tmp_path / "only" / "train" / name, 5)
+    assert data.load(str(tmp_path / "only"), tmp_path, "all")[1].bincount().tolist() == [5, 5]
     assert len(data.load(str(tmp_path / "only"), tmp_path)[0]) == 9
 
 
