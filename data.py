@@ -1,22 +1,22 @@
 """Images in: embedded sets, torchvision's sets and folders of images, as bytes; and batches of them on the device.
 
-`load` returns a whole data set as one uint8 tensor (N, C, H, W) with labels (N,); `batches` serves it for ever as float32 in
-[0, 1]. A batch is one gather and one division on the device, so there are no workers to wait for.
+`load` returns a whole data set as one uint8 tensor (N, C, H, W) with labels (N,); `batches` serves it for ever as
+float32 in [0, 1]. A batch is one gather and one division on the device, so there are no workers to wait for.
 
-    name           where its files are, inside data_dir                                            test split
-    digits, faces  no files: drawn from a seed, by the last section of this file                   another seed
-    mnist          MNIST/raw/, downloaded when missing                                             its own
-    fashion-mnist  FashionMNIST/raw/, downloaded when missing                                      its own
-    svhn           train_32x32.mat and test_32x32.mat, downloaded when missing                     its own
-    cifar10        cifar-10-batches-py/, or class folders in cifar10-jpeg/{train,test}/ or         its own
+    name           where its files are, inside data_dir                                      test split
+    digits, faces  no files: drawn from a seed, by the last section of this file             another seed
+    mnist          MNIST/raw/, downloaded when missing                                       its own
+    fashion-mnist  FashionMNIST/raw/, downloaded when missing                                its own
+    svhn           train_32x32.mat and test_32x32.mat, downloaded when missing               its own
+    cifar10        cifar-10-batches-py/, or class folders in cifar10-jpeg/{train,test}/ or   its own
                    cifar10/{train,test}/; downloaded when there is none
-    celeba         celeba/img_align_celeba/, or celeba/; of the aligned 178 x 218 pictures the     list_eval_partition.txt
-                   middle 108 x 108, as DCGAN's code does                                          there, or one in ten
-    lsun-church    lsun/church_outdoor_{train,val}/, or lsun-church/                               val, or one in ten
-    lsun-rooms     lsun/{kitchen,living_room}_{train,val}/, or lsun-rooms/{kitchen,living_room}/;  val, or one in ten
-                   the first 60,000 of each, which makes the GRAN paper's 120,000
-    imagenet       imagenet/{train,val}/CLASS/                                                     val
-    telugu         telugu/CLASS/                                                                   one in ten
+    celeba         celeba/img_align_celeba/, or celeba/; of the aligned 178 x 218 pictures   list_eval_partition.txt,
+                   the middle 108 x 108, as DCGAN's code does                                or one in ten
+    lsun-church    lsun/church_outdoor_{train,val}/, or lsun-church/                         val, or one in ten
+    lsun-rooms     lsun/{kitchen,living_room}_{train,val}/, or the two classes in            val, or one in ten
+                   lsun-rooms/; the first 60,000 of each, for the GRAN paper's 120,000
+    imagenet       imagenet/{train,val}/CLASS/                                               val
+    telugu         telugu/CLASS/                                                             one in ten
     a path         any folder of images: the rules are in _list_images
 
 LSUN ships as LMDB files: export them to folders of images first, as its own data.py does.
@@ -41,8 +41,9 @@ import torch
 import torch.nn.functional as F
 
 DATASETS = {  # name: (channels, side in pixels) unless load's size says otherwise
-    "digits": (1, 28), "faces": (3, 32), "mnist": (1, 28), "fashion-mnist": (1, 28), "cifar10": (3, 32), "svhn": (3, 32),
-    "celeba": (3, 64), "lsun-church": (3, 64), "lsun-rooms": (3, 64), "imagenet": (3, 64), "telugu": (1, 32),
+    "digits": (1, 28), "faces": (3, 32), "mnist": (1, 28), "fashion-mnist": (1, 28), "cifar10": (3, 32),
+    "svhn": (3, 32), "celeba": (3, 64), "lsun-church": (3, 64), "lsun-rooms": (3, 64), "imagenet": (3, 64),
+    "telugu": (1, 32),
 }  # fmt: skip
 TORCHVISION = {  # name: torchvision's class, the files it reads, their folder inside data_dir
     "mnist": ("MNIST", "{train,t10k}-images-idx3-ubyte and {train,t10k}-labels-idx1-ubyte", "MNIST/raw"),
@@ -71,16 +72,16 @@ def load(dataset, data_dir="data", split="train", size=None, classes=None):
     """-> (images uint8 (N, C, H, W), labels int64 (N,)) of a data set.
 
     dataset: a name out of DATASETS, or the path of a folder of images (a name wins; `./digits` is the folder).
-    data_dir: where files are looked for, downloaded to and cached; it need not be writable, nor exist for embedded sets.
+    data_dir: where files are looked for, downloaded to and cached; it need not be writable.
     split: "train", "test", or "all" for the one after the other.
-    size: H = W in pixels. None is the data set's own; for a path the size of its first image, where that is square and at
-        most 64, else 64. Images are cut to their middle square and resized, bicubic with antialias.
+    size: H = W in pixels. None is the data set's own; for a path the size of its first image, where that is square
+        and at most 64, else 64. Images are cut to their middle square and resized, bicubic with antialias.
     classes: names of class folders, or numbers of labels, to keep; labels become 0..k-1 in the order given.
 
-    Images of a folder: C is 1 where all of them, of both splits, are grey (R = G = B everywhere), else 3. EXIF rotation is
-    applied, transparency put on white, palette and CMYK turned to RGB, 16-bit grey brought to 8 bits; of an animation the
-    first frame counts. Files that cannot be read (no image, cut short, floating point) are left out with one printed line.
-    Decoded folders are cached as one .npy beside the folder, or else in data_dir, or else not at all, and opened
+    Images of a folder: C is 1 where all of them, of both splits, are grey (R = G = B everywhere), else 3. EXIF rotation
+    is applied, transparency put on white, palette and CMYK turned to RGB, 16-bit grey brought to 8; of an animation
+    the first frame counts. Files that cannot be read (no image, cut short, floating point) are left out, with one line
+    printed. Decoded folders are cached as one .npy beside the folder, or else in data_dir, or else not at all, and opened
     memory-mapped; the cache is made anew when names, sizes or times of the files change.
 
     Raises InputError for an unknown name, split, class or size; for files that are missing, cannot be downloaded or are
@@ -114,9 +115,9 @@ def load(dataset, data_dir="data", split="train", size=None, classes=None):
 def batches(images, batch_size, device, seed, start=0, labels=None):
     """Serves float32 batches (batch_size, C, H, W) in [0, 1] on `device` for ever; (x, y) where labels are given.
 
-    images: uint8 (N, C, H, W); labels: (N,). The order is a function of (seed, step) alone, the same on every device: each
-    epoch has a permutation of its own, its last partial batch is dropped, and start=step goes on where an unbroken run
-    would be. Raises InputError when batch_size is not in 1..N.
+    images: uint8 (N, C, H, W); labels: (N,). The order is a function of (seed, step) alone, the same on every device:
+    each epoch has a permutation of its own, its last partial batch is dropped, and start=step goes on where an unbroken
+    run would be. Raises InputError when batch_size is not in 1..N.
     """
     if not 1 <= batch_size <= len(images):
         raise InputError(f"batch size {batch_size} does not fit {len(images)} images: give 1 to {len(images)}")
@@ -148,7 +149,7 @@ def has_bf16(device):
 
 
 def _resize(images, size):
-    """uint8 (N, C, H, W) -> uint8 (N, C, size, size), bicubic with antialias, 1,000 at a time to keep the floats few."""
+    """uint8 (N, C, H, W) -> uint8 (N, C, size, size), bicubic with antialias; in parts, to keep the floats few."""
     resize = functools.partial(F.interpolate, size=(size, size), mode="bicubic", antialias=True)
     return torch.cat([resize(part.float()).round().clamp(0, 255).byte() for part in images.split(1000)])
 
@@ -161,14 +162,14 @@ def _keep_classes(images, labels, names, classes):
         chosen = labels == int(number) if number.isdecimal() else labels < 0
         if not chosen.any() or (relabelled[chosen] >= 0).any():
             known = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-            raise InputError(f"class {wanted!r} has no image here or is named twice: there are {known}, or numbers from 0")
+            raise InputError(f"class {wanted!r} has no image here or is named twice: give of {known}, or numbers")
         relabelled[chosen] = new
     kept = relabelled >= 0
     return images[kept], relabelled[kept]
 
 
 def _from_torchvision(dataset, data_dir, split):
-    """-> images, labels, class names of MNIST, Fashion-MNIST, CIFAR-10 or SVHN; torchvision downloads what is missing."""
+    """-> images, labels, class names of one of TORCHVISION, which downloads what is missing."""
     from http.client import HTTPException
 
     from torchvision import datasets
@@ -208,10 +209,10 @@ def _drawn(dataset, data_dir, split, size):
 
 
 def _cached(places, name, state, make):
-    """What make() -> (images, labels) gives, kept as the file `name` in the first of the folders `places` that takes it.
+    """What make() -> (images, labels) gives, kept as the file `name` in the first of the folders `places` to take it.
 
-    The file holds images, labels and `state` one after the other, so that np.load(file) gives the images; with another state
-    it is made anew. It is written under another name and renamed when whole: of two runs at once each finds a whole one.
+    The file holds images, labels and `state` one after the other, so that np.load(file) gives the images; with another
+    state it is made anew. It is written under another name and renamed when whole: two runs at once both find one.
     """
     for place in places:
         with contextlib.suppress(OSError, ValueError, EOFError):  # missing, or damaged
@@ -263,7 +264,7 @@ def _find_folder(dataset, data_dir):
 
 
 def _from_folder(dataset, root, data_dir, split, size):
-    """-> images, labels, class names of one split of a folder; both splits are decoded once, then read from the cache."""
+    """-> images, labels, class names of a folder's split; both splits are decoded once, then read from the cache."""
     files, names = _list_images(dataset, root)
     paths = [path for path, _, _ in files]
     known = dataset in DATASETS
@@ -292,10 +293,10 @@ def _from_folder(dataset, root, data_dir, split, size):
 def _list_images(dataset, root):
     """-> [(path, label, is_test)], training images first, and the names of the classes.
 
-    Split: folders `train` and `test` (or `val`, `valid`, `validation`), whatever else lies beside them; CelebA's own list;
+    Split: folders `train` and `test` (or `val`, `valid`, `validation`), whatever else lies beside them; CelebA's list;
     or else one image in ten is for the test, those whose names hash lowest, so that a new file moves few old ones.
-    Class: the first folder below that; labels count the sorted names of both splits. Images that lie beside class folders
-    form a last class, named "."; folders further down belong to their class.
+    Class: the first folder below that; labels count the sorted names of both splits. Images that lie beside class
+    folders form a last class, named "."; folders further down belong to their class.
     """
     folders = _subfolders(root)
     tests = ("val", "test") if dataset == "imagenet" else ("test", "val", "valid", "validation")
@@ -316,14 +317,14 @@ def _list_images(dataset, root):
         for label, name in enumerate(names)
         for path in group.get(name, ())
     ]
-    partition = next((place for place in (root, root.parent) if (place / "list_eval_partition.txt").is_file()), None)
-    if dataset == "celeba" and partition:  # lines of a file's name and 0 (train), 1 (validation, left out) or 2 (test)
-        text = (partition / "list_eval_partition.txt").read_text()
-        part = dict(re.findall(r"^(\S+)\.\w+\s+([012])\s*$", text, flags=re.MULTILINE))
+    lists = [place / "list_eval_partition.txt" for place in (root, root.parent)]
+    lists = [path for path in lists if dataset == "celeba" and path.is_file()]
+    if lists:  # lines of a file's name and 0 (train), 1 (validation, left out) or 2 (test)
+        part = dict(re.findall(r"^(\S+)\.\w+\s+([012])\s*$", lists[0].read_text(), flags=re.MULTILINE))
         parts = [part.get(Path(path).stem) for path, _, _ in files]
         files = [(*file[:2], n) for n, code in enumerate("02") for file, its in zip(files, parts) if its == code]
         if not files:
-            raise InputError(f"{partition / 'list_eval_partition.txt'} names none of the images in {root}: take it away")
+            raise InputError(f"{lists[0]} names none of the images in {root}: mend it, or take it away")
     elif not test:
         by_hash = sorted(files, key=lambda file: hashlib.sha256(os.fsencode(_below(root, file[0]))).digest())
         held_out = max(len(files) // 10, 1) if len(files) > 1 else 0
@@ -391,10 +392,10 @@ def _decode(root, paths, size, is_celeba):
                 print(f"decoding {root}: {seen}/{len(paths)} | {left // 60}:{left % 60:02d} left", file=sys.stderr)
                 shown = now
     if not kept:
-        raise InputError(f"{root}: none of its {len(paths)} images can be read, not even {broken[0]}: mend or replace them")
+        raise InputError(f"{root}: none of its {len(paths)} images can be read, not even {broken[0]}: replace them")
     if broken:
         first = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
-        print(f"note: {root}: left out {len(broken)} of {len(paths)} files that cannot be read: {first}", file=sys.stderr)
+        print(f"note: {root}: left out {len(broken)} of {len(paths)} files, not readable: {first}", file=sys.stderr)
     images = images[: len(kept)]
     return (np.ascontiguousarray(images[:, :1]) if grey else images), kept
 

@@ -165,7 +165,8 @@ def test_svhn(tmp_path, monkeypatch):
     parts = {split: [url, name, None] for split, (url, name, _) in torchvision.datasets.SVHN.split_list.items()}
     monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", parts)  # made-up files have no right md5 sum
     pixels = noise(32, 32, 3, 6)  # SVHN's own order: H, W, C, N; and the digit 0 has the label 10
-    savemat(tmp_path / "train_32x32.mat", {"X": pixels, "y": np.array([[1], [10], [3], [9], [10], [2]], dtype=np.uint8)})
+    digits = np.array([[1], [10], [3], [9], [10], [2]], dtype=np.uint8)
+    savemat(tmp_path / "train_32x32.mat", {"X": pixels, "y": digits})
     images, labels = data.load("svhn", tmp_path)
     assert images.is_contiguous() and np.array_equal(images.numpy(), pixels.transpose(3, 2, 0, 1))
     assert labels.tolist() == [1, 0, 3, 9, 0, 2] and labels.dtype == torch.int64
@@ -193,9 +194,10 @@ def test_cifar10_from_its_own_files_or_folders(tmp_path, monkeypatch):
     assert np.array_equal(images.numpy(), expected) and labels.tolist() == [3, 1, 4, 1] * 2
 
 
-@pytest.mark.parametrize("dataset, place", [
-    ("mnist", "MNIST/raw"), ("fashion-mnist", "FashionMNIST/raw"), ("cifar10", "cifar-10-python"), ("svhn", "_32x32.mat"),
-])  # fmt: skip
+PLACES = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw", "cifar10": "cifar-10-python", "svhn": "_32x32.mat"}
+
+
+@pytest.mark.parametrize("dataset, place", PLACES.items())
 def test_a_download_that_fails_names_file_folder_and_way_out(tmp_path, monkeypatch, dataset, place):
     def no_network(*args, **kwargs):
         raise URLError("Name or service not known")
@@ -210,7 +212,10 @@ def test_a_download_that_fails_names_file_folder_and_way_out(tmp_path, monkeypat
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0\x08\x03", b"no idx file at all", struct.pack(">4I", 2051, 30, 28, 28) + b"cut"])
+CUT = struct.pack(">4I", 2051, 30, 28, 28) + b"cut"  # a right header, and three pixels
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\x08\x03", b"no idx file at all", CUT])
 def test_cut_or_foreign_files_are_an_input_error(tmp_path, content):
     make_mnist(tmp_path)
     (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(content)
@@ -235,18 +240,20 @@ def test_celeba_is_cut_to_the_middle_108_and_split_by_its_own_list(tmp_path):
     for i in range(1, 6):
         write(folder / f"{i:06d}.jpg", picture, quality=100, subsampling=0)
     codes = {1: 0, 2: 1, 3: 2, 4: 0, 5: 2}
-    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("".join(f"{i:06d}.jpg {c}\n" for i, c in codes.items()))
+    lines = "".join(f"{i:06d}.jpg {code}\n" for i, code in codes.items())
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text(lines)
     images, labels = data.load("celeba", tmp_path)
     assert images.shape == (2, 3, 64, 64) and labels.tolist() == [0, 0]
     error = (images.int() - torch.tensor(inside).view(3, 1, 1)).abs()
     assert error[..., 2:-2, 2:-2].max() <= 4  # the border is within reach of JPEG's blocks and of the resampling
     assert error.float().mean() < 3
     assert len(data.load("celeba", tmp_path, "test")[0]) == 2  # 3 and 5; 2 is in the validation part
-    assert (data.load(str(folder), tmp_path)[0][0, 2, 0] > 200).all()  # as a mere folder: the middle square, with the blue
+    assert (data.load(str(folder), tmp_path)[0][0, 2, 0] > 200).all()  # a mere folder: the middle square, with blue
 
 
 def test_lsun_in_its_exported_folders(tmp_path):
-    for part, count in (("church_outdoor_train", 4), ("church_outdoor_val", 2), ("kitchen_train", 3), ("living_room_train", 2)):
+    counts = {"church_outdoor_train": 4, "church_outdoor_val": 2, "kitchen_train": 3, "living_room_train": 2}
+    for part, count in counts.items():
         for i in range(count):  # the export nests by the hash's letters
             write(tmp_path / "lsun" / part / "a" / str(i) / f"{i}.webp", flat((i * 40, 0, 99), 70, 90), lossless=True)
     images, labels = data.load("lsun-church", tmp_path)
