@@ -408,7 +408,7 @@ def _rows(x, name, least=1):
     x = torch.as_tensor(x)
     if x.ndim < 2 or len(x) < least or x[0].numel() == 0:
         raise ValueError(f"{name}: needs at least {least} image(s) or feature rows, not a shape of {tuple(x.shape)}")
-    if x.is_floating_point() and not x.isfinite().all():
+    if x.is_floating_point() and not x.sum().isfinite() and not x.isfinite().all():
         raise ValueError(f"{name}: holds NaN or infinite values")
     return x.flatten(1)
 
@@ -616,37 +616,38 @@ def _search(rows, asked, own, k, wanted, dtype):
     """
     n, d = rows.shape
     centre = _mean(rows)
-    table = torch.empty(n, d + 1, dtype=dtype, device=rows.device)  # [y, |y|^2 / 2], centred against cancellation
+    span = max(math.isqrt(n // wanted), 1)  # columns a group
+    groups = -(-n // span)
+    table = torch.zeros(span * groups, d + 1, dtype=dtype, device=rows.device)  # [-y, |y|^2 / 2]
+    table[n:, d] = math.inf  # the columns that fill up the last group are never near
     for part, out in zip(rows.split(4096), table.split(4096)):
-        y = part.double() - centre
-        out[:, :d], out[:, d] = y, y.square().sum(1) / 2
-    span = max(math.isqrt(n // wanted), 1)  # columns a group; those left over at the end are looked at one by one
-    groups, grouped = n // span, n // span * span
-    member = torch.arange(grouped, device=rows.device).view(span, groups)
-    rest = torch.arange(grouped, n, device=rows.device)
+        y = centre - part.double()  # centred against cancellation
+        out[: len(y), :d], out[: len(y), d] = y, torch.linalg.vector_norm(y, dim=1).square() / 2
     rounding = torch.finfo(dtype).eps * (4 + 2 * d**0.5)  # of a product, relative to the norms: it grows as the root
     step = min(max(256, 2**24 // n), 4096, len(asked))
-    products = torch.empty(step, n, dtype=dtype, device=rows.device)
+    products = torch.empty(step, len(table), dtype=dtype, device=rows.device)
+    queries = torch.ones(step, d + 1, dtype=dtype, device=rows.device)  # [x, 1]
     block = 16 if rows.device.type == "cpu" else 1024  # of queries, whose candidates then stay in the cache
     found = []
     for start in range(0, len(asked), step):
-        here = slice(start, start + step)
-        x = asked[here].double() - centre
-        query = torch.cat([-x, torch.ones_like(x[:, :1])], 1).to(dtype)
-        scores = torch.mm(query, table.T, out=products[: len(x)])  # (m, n)
+        x = asked[start : start + step]
+        m = len(x)
+        centred = x.double().sub_(centre)
+        queries[:m, :d] = centred
+        scores = torch.mm(queries[:m], table.T, out=products[:m])
         if own is not None:
-            scores[torch.arange(len(x), device=own.device), own[here]] = math.inf
-        by_group = scores[:, :grouped].unflatten(1, (span, groups))
-        group = by_group.amin(1).topk(min(wanted, groups), largest=False, sorted=False).indices  # (m, wanted)
-        inside = by_group.gather(2, group[:, None].expand(-1, span, -1)).flatten(1)  # (m, span * wanted)
-        value, position = torch.cat([inside, scores[:, grouped:]], 1).topk(wanted, largest=False)
-        columns = torch.cat([member[:, group].transpose(0, 1).flatten(1), rest.expand(len(x), -1)], 1)
-        index = columns.gather(1, position).sort(1).values  # by index, an order that the stable sort below keeps
-        exact = torch.cat([_distances(*part, rows) for part in zip(asked[here].split(block), index.split(block))])
+            scores[torch.arange(m, device=own.device), own[start : start + step]] = math.inf
+        scores = scores.view(m, span, groups)
+        group = scores.amin(1).topk(min(wanted, groups), largest=False, sorted=False).indices  # (m, groups taken)
+        members = scores.gather(2, group[:, None].expand(-1, span, -1)).flatten(1)  # (m, span * groups taken)
+        value, place = members.topk(wanted, largest=False)
+        index = place // group.shape[1] * groups + group.gather(1, place % group.shape[1])
+        index = index.sort(1).values  # an order that the stable sort below keeps among equals
+        exact = torch.cat([_distances(*part, rows) for part in zip(x.split(block), index.split(block))])
         exact, order = exact.sort(dim=1, stable=True)
-        norm = x.square().sum(1) / 2
+        norm = torch.linalg.vector_norm(centred, dim=1).square() / 2
         gap = value[:, -1] + norm - exact[:, k - 1].square() / 2  # from the k-th to the first that is no candidate
-        sure = (gap > rounding * (norm + table[:, d].max())) | (wanted == n - (own is not None))
+        sure = (gap > rounding * (norm + table[:n, d].max())) | (wanted == n - (own is not None))
         found.append((exact[:, :k], index.gather(1, order[:, :k]), sure))
     return tuple(torch.cat(parts) for parts in zip(*found))
 
