@@ -17,6 +17,8 @@ Differs from the papers
 - Eq. 20 drawn out of Algorithm 1: D faces reconstructions and prior samples; DRAW's share is -log D (it does not
   saturate). As in Algorithm 1, and unlike VAE-GAN, the encoder gets the adversarial gradient too.
 - A guard against the runs that end in noise: D rests while it leads by too much, DRAW while D cannot tell (`--guard`).
+- The first canvas starts as the training set's mean image, and the windows over the whole image with filters that are wide
+  enough to see it (DRAW prints no starting values): without that the first thousand updates say nothing of x.
 - The rate of Adam falls linearly to a twentieth over --epochs; the gradient's norm is clipped (`--clip`).
 """
 
@@ -104,6 +106,10 @@ class Draw(nn.Module):
         self.dec = nn.Linear(z_dim + hidden, 4 * hidden)
         self.rows = [5 if read else 0, 5 if write else 0, channels * (write or size) ** 2]
         self.hands = nn.Linear(hidden, sum(self.rows))
+        with torch.no_grad():  # both windows start over the whole image, with filters as wide as a quarter of their stride
+            for at, N in zip(self.hands.bias.split(self.rows), (read, write)):
+                if N is not None:
+                    at[2], at[3] = 2 * math.log(size / (4 * N)), math.log(max(N - 1, 1) / N)
         self.c_0 = nn.Parameter(torch.zeros(self.shape))  # the first canvas and hidden states are learned, as in DRAW
         self.h_enc_0, self.h_dec_0 = nn.Parameter(torch.zeros(hidden)), nn.Parameter(torch.zeros(hidden))
 
@@ -431,6 +437,8 @@ def train(args):
 
     torch.manual_seed(args.seed)
     nets = build(args)
+    with torch.no_grad():  # the first canvas starts as the mean image: the writer need not learn the background first
+        nets["G"].c_0.copy_(torch.logit(spread(images, 10_000).float().mean(0) / 255, eps=0.01))
     G, D = nets["G"].to(device), nets.get("D")
     opt_G = torch.optim.Adam(G.parameters(), lr=args.lr_g, betas=(0.9, 0.999), fused=True)
     optimisers = {"G": opt_G}
