@@ -1,0 +1,119 @@
+"""Times the measures beside their peers in the same run: python tests/bench_metrics.py [--data-dir DIR] [PART ...]
+
+Each part runs in a process of its own, ours first, so that its peak memory is ours; the peers come after. The last part
+is the whole of `metrics.py eval` on an untrained GRAN5; the data set's classifier is trained before if it is not cached.
+Needs scikit-learn and scikit-dimension.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import metrics  # noqa: E402
+
+
+def best(function, times=3):
+    """The shortest of several runs in seconds: what the machine can do when nothing else wants it."""
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def report(name, ours, peers):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{name}: {ours:.2f} s, peak {peak:.2f} GiB")
+    for peer, function, times in peers:
+        seconds = best(function, times)
+        print(f"    {peer:<48} {seconds:6.2f} s   {seconds / ours:5.2f} of ours", flush=True)
+
+
+def frechet():
+    from scipy.linalg import sqrtm
+
+    torch.manual_seed(0)
+    for name, n, decay in (("Frechet, d = 2048, n = 10,000, regular", 10_000, -1), ("the same, n = 1,500, singular", 1500, -3)):
+        spectrum = torch.logspace(0, decay, 2048, dtype=torch.float64)
+        (mu1, cov1), (mu2, cov2) = (metrics.stats(torch.randn(n, 2048, dtype=torch.float64) * spectrum) for _ in "12")
+        ours = best(lambda: metrics.frechet_distance(mu1, cov1, mu2, cov2))
+        report(name, ours, [("scipy.linalg.sqrtm of the product", lambda: sqrtm(cov1.numpy() @ cov2.numpy()), 1)])
+
+
+def neighbours():
+    from skdim.id import MLE
+    from sklearn.neighbors import NearestNeighbors
+
+    torch.manual_seed(0)
+    x, y = torch.rand(10_000, 784), torch.rand(10_000, 784)
+    brute = NearestNeighbors(algorithm="brute", n_jobs=-1).fit(x.numpy())
+    for k in (5, 20):
+        ours = best(lambda: metrics.nearest(x, k, queries=y))
+        report(f"nearest, 10,000 x 10,000, d = 784, k = {k}", ours, [
+            ("the matrix product alone, float32", lambda: y @ x.T, 3),
+            ("scikit-learn, brute force", lambda: brute.kneighbors(y.numpy(), k), 1),
+        ])  # fmt: skip
+    ours = best(lambda: metrics.intrinsic_dimension(x, k=20))
+    report("intrinsic_dimension, 10,000, d = 784, k = 20", ours, [
+        ("scikit-dimension", lambda: MLE().fit(x.numpy(), n_neighbors=20, n_jobs=2), 1),
+    ])  # fmt: skip
+
+
+def mmd():
+    torch.manual_seed(0)
+    x, y = torch.rand(10_000, 784, dtype=torch.float64), torch.rand(10_000, 784, dtype=torch.float64)
+
+    def gram(a, b, exp):
+        return exp(-((a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T) / (2 * 10.0**2)).mean()
+
+    def naive(x, y, exp):
+        return gram(x, x, exp) + gram(y, y, exp) - 2 * gram(x, y, exp)
+
+    ours = best(lambda: metrics.mmd(x, y, bandwidth=10.0))
+    report("mmd, 10,000 x 10,000, d = 784", ours, [
+        ("naive float64 Gram matrices, torch", lambda: naive(x, y, torch.exp), 2),
+        ("naive float64 Gram matrices, numpy", lambda: naive(x.numpy(), y.numpy(), np.exp), 2),
+    ])  # fmt: skip
+
+
+def evaluation(dataset, data_dir):
+    import gran
+
+    args = gran.parse_args(["--dataset", dataset, "--data-dir", data_dir])
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        metrics.save_run(Path(folder) / "gran5", "gran", args, 0, gran.build(args), {})
+        metrics.classifier_of(dataset, data_dir)
+        began = time.perf_counter()
+        command = [sys.executable, ROOT / "metrics.py", "eval", Path(folder) / "gran5", "--data-dir", data_dir]
+        subprocess.run(command, check=True)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        print(f"eval of one run, n = 10,000: {time.perf_counter() - began:.2f} s in all, peak {peak:.2f} GiB")
+
+
+PARTS = {"frechet": frechet, "neighbours": neighbours, "mmd": mmd, "eval": evaluation}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--dataset", default="mnist")
+    parser.add_argument("--data-dir", default="data")
+    args = parser.parse_args()
+    if len(args.part) == 1:
+        PARTS[args.part[0]](*([args.dataset, args.data_dir] if args.part == ["eval"] else []))
+    else:
+        print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
+        for part in args.part or PARTS:
+            command = [sys.executable, __file__, part, "--dataset", args.dataset, "--data-dir", args.data_dir]
+            subprocess.run(command, check=True)
