@@ -1216,8 +1216,8 @@ def gam_command(args):
                      "tie" if winner is None else _short(runs[winner].name, 13)])  # fmt: skip
     print_table(["battle (GRAN, eqs. 10, 11)", "r_test", "r_sample", "95 %", "winner"], rows)
     print(f"\nr_sample below 1: the first wins, above 1 the second; a tie where r_test is not\n"
-          f"within a factor of {1 + args.tolerance:g} of 1. 1 in the interval: within the noise. error: of the D\n"
-          "of the one on the samples of the other, which has none (Table 3).\n")  # fmt: skip
+          f"within a factor of {1 + args.tolerance:g} of 1. 1 in the interval: within the noise. error: of\n"
+          "the D of the one on the samples of the other, which has none (Table 3).\n")  # fmt: skip
     judges = [i for i, run in enumerate(runs) if run.logits is not None]
     print_table(
         ["error rate of D", "on test", *(f"on {j + 1}" for j in range(len(runs)))],
