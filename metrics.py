@@ -632,7 +632,7 @@ def _search(rows, asked, own, k, wanted, dtype):
     for start in range(0, len(asked), step):
         x = asked[start : start + step]
         m = len(x)
-        centred = x.double().sub_(centre)
+        centred = x.double() - centre
         queries[:m, :d] = centred
         scores = torch.mm(queries[:m], table.T, out=products[:m])
         if own is not None:
