@@ -1142,27 +1142,30 @@ def eval_command(args):
     result = {"dataset": args.dataset, "n": n, "seed": args.seed, "features": kind, "k": args.k,
               "bandwidth": known["bandwidth"], "classifier_test_error": classifier and classifier.test_error}  # fmt: skip
     print(f"\n{args.dataset}: {n} images of each against {n} training images, seed {args.seed}")
-    print(f"FID on {kind} features ({known['real_features'].shape[1]} numbers), the rest on pixels; MMD: biased, "
-          f"sigma {known['bandwidth']:.2f}")  # fmt: skip
+    print(f"FID on {kind} features ({known['real_features'].shape[1]} numbers), the rest on pixels; "
+          f"MMD's sigma {known['bandwidth']:.2f}")  # fmt: skip
     if classifier is not None:
         print(f"the classifier misreads {classifier.test_error:.2%} of the {len(test)} test images")
     print()
-    print_table(["", "FID", "MMD", "kNN", "Bayes", "conf.", ">0.9", "acc.", "rdd"], [_eval_row(row) for row in rows])
-    print(f"\nFID, MMD: 0 is best; the first row is the floor at this n. kNN (k = {args.k}), Bayes: share mistaken,\n"
-          "the smaller of real and generated; 0.5 is best, 0 told apart. rdd: 1 is best, * over all images,\n"
-          "else the mean of the classes. conf., >0.9: the classifier's mean confidence, and how often it is\n"
-          "above 0.9; no accuracy. acc.: read as the label they were drawn for.")  # fmt: skip
+    print_table(["", "FID", "MMD", "kNN", "Bayes", "conf.", ">0.9", "acc.", "rdd "], [_eval_row(row) for row in rows])
+    print(f"""
+FID, MMD: 0 is best, and the first row the floor at this n.
+kNN (k = {args.k}), Bayes: share mistaken, the smaller of real and generated; 0.5 is
+best, 0 is told apart.
+conf., >0.9: how sure the classifier is, on average and how often above 0.9;
+this is no accuracy. acc.: read as the label they were drawn for.
+rdd: 1 is best; the mean of the classes, with * over all images at once.""")
     per_class = [row for row in rows if row["rdd"]["per_class"]]
     if len(per_class) > 1 and len(per_class[0]["rdd"]["per_class"]) <= 10:
         for title, key in (("rdd", "rdd"), ("accuracy", "accuracy_per_class")):
             values = [row[key].get("per_class", row[key]) if key in row else {} for row in per_class]
             print()
-            print_table([f"{title} per class", *values[0]], [[row["name"], *(f"{x:.2f}" for x in value.values())]
+            print_table([f"{title} per class", *values[0]], [[_short(row["name"], 16), *(f"{x:.2f}" for x in value.values())]
                                                              for row, value in zip(per_class, values)])  # fmt: skip
     if args.paper_units:
-        print("\nin the units of DRAW-GAN's tables, as we read them: roots of the biased MMD and of the FID on pixels\n"
-              "0 to 255, and the larger share mistaken, which is no quality\n")  # fmt: skip
-        print_table(["", "MMD", "FID", "K-NN", "Bayes"], [[row["name"], *(f"{x:.4f}" for x in row["paper"].values())]
+        print("\nin the units of DRAW-GAN's tables, as we read them: roots of the biased MMD and\n"
+              "of the FID on pixels 0 to 255, and the larger share mistaken, no quality\n")  # fmt: skip
+        print_table(["", "MMD", "FID", "K-NN", "Bayes"], [[_short(row["name"], 16), *(f"{x:.4f}" for x in row["paper"].values())]
                                                           for row in rows])  # fmt: skip
     _write_json(args.json, result | {"rows": rows})
 
@@ -1171,8 +1174,8 @@ def _eval_row(row):
     def share(key):
         return f"{row[key]:.1%}" if key in row else "-"
 
-    star = "" if row["rdd"]["per_class"] else "*"
-    return [row["name"], f"{row['fid']:.4g}", f"{row['mmd']:.2e}", f"{row['knn']['min']:.3f}", f"{row['bayes']['min']:.3f}",
+    star = " " if row["rdd"]["per_class"] else "*"
+    return [_short(row["name"], 16), f"{row['fid']:.4g}", f"{row['mmd']:.2e}", f"{row['knn']['min']:.3f}", f"{row['bayes']['min']:.3f}",
             share("mean_confidence"), share("above_0.9"), share("accuracy"), f"{row['rdd']['mean']:.3f}{star}"]  # fmt: skip
 
 

@@ -159,7 +159,7 @@ def test_command_line_prints_every_pair(monkeypatch, tmp_path, capsys):
     file = tmp_path / "gam.json"
     metrics.main(["gam", *players, "--n", str(N), "--json", str(file), "--device", "cpu"])
     out = capsys.readouterr().out
-    assert all(len(line) <= 80 for line in out.splitlines())
+    assert max(map(len, out.splitlines())) <= 80, out
     lines = [line.split() for line in out.splitlines()]
     low, high = relative_risk(500, N, 200, N).confidence_interval()
     assert ["gran1", "vs.", "gran3", "1", "2.5", f"{low:.3g}", "to", f"{high:.3g}", "gran3"] in lines
