@@ -598,7 +598,8 @@ def bars_set(monkeypatch):
 
 
 def table(out):
-    return {line.split("  ")[0]: line.split()[-8:] for line in out.splitlines()}
+    """{name: the eight cells} of eval's first table."""
+    return {line.split("  ")[0]: line.split()[-8:] for line in reversed(out.splitlines())}
 
 
 def test_eval_prints_all_sources_under_the_real_ones(toy, bars_set, tmp_path, capsys):
