@@ -113,7 +113,7 @@ class Run:
     def __init__(self, module, nets, args, step, script, name, device, steps=None):
         self.module, self.nets, self.args, self.step, self.script = module, nets, args, step, script
         self.name, self.device, self.steps = name, torch.device(device), steps
-        self.conditional = bool(getattr(args, "conditional", False))
+        self.conditional, self.labels = bool(getattr(args, "conditional", False)), None
         self.logits = self._logits if "D" in nets else None
 
     def sample(self, n, labels=None, seed=0):
@@ -562,7 +562,8 @@ def rdd(x, ref, labels=None, ref_labels=None):
         return {"mean": _spread(x, "x") / _spread(ref, "ref", least=2), "per_class": {}}
     ratios = {}
     for label in torch.as_tensor(ref_labels).unique().tolist():
-        own, real = (rows[(torch.as_tensor(of) == label).to(rows.device)] for rows, of in ((x, labels), (ref, ref_labels)))
+        pairs = ((x, labels), (ref, ref_labels))
+        own, real = (rows[(torch.as_tensor(of) == label).to(rows.device)] for rows, of in pairs)
         name = f" of label {label}"
         ratios[label] = _spread(own, "x" + name) / _spread(real, "ref" + name, least=2)
     return {"mean": sum(ratios.values()) / len(ratios), "per_class": ratios}
@@ -697,8 +698,8 @@ def _real_and_fake(*parts):
     names = ("real_train", "fake_train", "real_test", "fake_test")
     parts = [_pair(parts[0], part, ("real_train", name))[1] for name, part in zip(names, parts)]
     train, test = torch.cat(parts[:2]), torch.cat(parts[2:])
-    is_real = (torch.arange(len(rows), device=rows.device) < len(real) for rows, real in ((train, parts[0]), (test, parts[2])))
-    return train, test, tuple(is_real)
+    pairs = ((train, parts[0]), (test, parts[2]))
+    return train, test, [torch.arange(len(rows), device=rows.device) < len(real) for rows, real in pairs]
 
 
 def _mistakes(called_real, is_real):
@@ -745,7 +746,7 @@ def _dimensions(rows, ks):
     for k in ks:
         inverse = (logs[:, k - 1 : k] - logs[:, : k - 1]).mean(1)  # 1 / m_k, eq. 15
         if (inverse == 0).any():
-            raise ValueError(f"k: a row has all its {k} nearest neighbours at one distance, which says nothing; take more")
+            raise ValueError(f"k: a row has its {k} nearest neighbours all at one distance; take more of them")
         curve[k] = {"levina": (1 / inverse).mean().item(), "mackay": 1 / inverse.mean().item()}
     return curve
 
@@ -781,7 +782,7 @@ class Classifier(nn.Module):
         return self.read(self.features(x))
 
 
-def train_classifier(images, labels, epochs=8, least=1000, batch_size=250, lr=0.2, seed=0, device="cpu", name="classifier"):
+def train_classifier(images, labels, epochs=8, least=1000, batch_size=250, lr=0.2, seed=0, device="cpu", name="net"):
     """A `Classifier` of uint8 images (N, C, S, S) and int64 labels (N,), trained and in evaluation mode.
 
     Nesterov SGD in one cycle of `epochs` or at least `least` updates, images shifted by up to 2 pixels (of 28) either
@@ -805,9 +806,10 @@ def train_classifier(images, labels, epochs=8, least=1000, batch_size=250, lr=0.
     batches = data.batches(images, batch_size, device, seed, labels=targets)
     for step, (x, y) in zip(range(1, total + 1), batches):
         rows, columns = side + torch.randint(2 * reach + 1, (2, batch_size, 1), generator=generator)  # (B, S) each
-        x = F.pad(x, [reach] * 4).permute(0, 2, 3, 1)[torch.arange(batch_size)[:, None, None], rows[:, :, None], columns[:, None]]
+        place = torch.arange(batch_size)[:, None, None], rows[:, :, None], columns[:, None]
+        x = F.pad(x, [reach] * 4).permute(0, 2, 3, 1)[place].permute(0, 3, 1, 2)
         with autocast:
-            loss = F.cross_entropy(net(x.permute(0, 3, 1, 2)), y)
+            loss = F.cross_entropy(net(x), y)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -826,22 +828,13 @@ def _in_batches(function, images, device, batch_size=500):
     return torch.cat([function(part / 255 if part.dtype == torch.uint8 else part.float()).float() for part in parts])
 
 
-def _logits(classifier, images):
-    return _in_batches(classifier, images, classifier.labels.device)
-
-
 def test_accuracy(classifier, images, labels, per_class=False):
     """Share of images (n, C, S, S) that the classifier reads as their labels (n,) (DE-GAN, Tables V and VII).
 
     A float; or with per_class {label: share}. Only for images that have labels: for others see `confidence`.
     """
-    labels = torch.as_tensor(labels)
-    if len(images) != len(labels) or not len(labels):
-        raise ValueError(f"labels: {len(labels)} labels for {len(images)} images")
-    right = classifier.labels[_logits(classifier, images).argmax(1)].cpu() == labels.cpu()
-    if per_class:
-        return {label: _share(right[labels.cpu() == label]) for label in labels.unique().tolist()}
-    return _share(right)
+    found = _reading(classifier, _in_batches(classifier, images, classifier.labels.device), labels)
+    return found["accuracy_per_class" if per_class else "accuracy"]
 
 
 def confidence(classifier, images):
@@ -849,8 +842,21 @@ def confidence(classifier, images):
 
     How sure the classifier is of images without labels. It is no accuracy: it may be sure and wrong.
     """
-    largest = _logits(classifier, images).softmax(1).amax(1)
-    return {"mean_confidence": largest.double().mean().item(), "above_0.9": _share(largest > 0.9)}
+    return _reading(classifier, _in_batches(classifier, images, classifier.labels.device))
+
+
+def _reading(classifier, logits, labels=None):
+    """`confidence`, and with labels accuracy and accuracy_per_class, of a classifier's logits (n, classes)."""
+    largest, place = logits.softmax(1).max(1)
+    found = {"mean_confidence": largest.double().mean().item(), "above_0.9": _share(largest > 0.9)}
+    if labels is None:
+        return found
+    labels = torch.as_tensor(labels).to(logits.device)
+    if len(logits) != len(labels) or not len(labels):
+        raise ValueError(f"labels: {len(labels)} labels for {len(logits)} images")
+    right = classifier.labels[place] == labels
+    per_class = {label: _share(right[labels == label]) for label in labels.unique().tolist()}
+    return found | {"accuracy": _share(right), "accuracy_per_class": per_class}
 
 
 def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
@@ -964,7 +970,7 @@ def features(images, kind, net=None):
 class Images:
     """Images from files in the place of a run: no discriminator, and at most as many samples as there are files."""
 
-    conditional, logits = False, None
+    conditional, logits, args = False, None, None
 
     def __init__(self, name, images, labels=None):
         self.name, self.images, self.labels = name, images, labels
@@ -1035,7 +1041,11 @@ def _stage(text):
     """Says on stderr what is going on, and how long it took."""
     print(f"{text} ...", end="", file=sys.stderr, flush=True)
     began = time.monotonic()
-    yield
+    try:
+        yield
+    except ValueError as error:  # of a measure, which knows its arguments but not whose they are
+        print(file=sys.stderr)
+        raise InputError(f"{text}: {error}") from error
     print(f" {time.monotonic() - began:.1f} s", file=sys.stderr)
 
 
@@ -1057,84 +1067,90 @@ def _write_json(file, content):
         Path(file).write_text(json.dumps(content, indent=1, default=str) + "\n")
 
 
-def _common(sources, args, names):
-    """What all the runs agree on, or the flag that says it: the values of `names` (dataset, size, ...)."""
-    for name in names:
-        values = {getattr(source.args, name, None) for source in sources if hasattr(source, "args")}
-        if getattr(args, name, None) is None and len(values) > 1:
-            raise InputError(f"the runs differ in {name} ({', '.join(map(str, values))}): they cannot stand in one table")
-        if getattr(args, name, None) is None:
+def _agree(sources, args):
+    """Puts the data set and size of the runs into args, where no flag gives them; InputError if the runs differ."""
+    for name in ("dataset", "size"):
+        values = {getattr(source.args, name, None) for source in sources if source.args is not None}
+        if getattr(args, name) is None:
+            if len(values) > 1:
+                raise InputError(f"the runs differ in {name} ({', '.join(map(str, values))}): one table is for one {name}")
             setattr(args, name, next(iter(values), None))
     if args.dataset is None:
         raise InputError("no run says which data set to compare with: name it with --dataset")
 
 
-def measure(images, real, kind="pixels", net=None, labels=None, real_labels=None, classifier=None, k=5, seed=0, **known):
-    """All measures of images (n, C, H, W) against as many real ones, both float32 in [0, 1] and shuffled.
+def _common_n(sources, args):
+    """--n, or as many images as the smallest source has: figures of different n do not compare."""
+    n = min([args.n, *(len(source.images) for source in sources if isinstance(source, Images))])
+    if n < 4 * args.k:
+        raise InputError(f"{n} images of each are too few for k = {args.k}: at least {4 * args.k} are needed")
+    return n
 
-    FID on `features` of `kind` by `net`; MMD, kNN, Bayes and rdd on pixels; accuracy and confidence by `classifier`.
-    known: bandwidth (of the MMD) and real_features, where they are at hand. Returns a dict of floats and dicts.
+
+def measure(images, real, kind="pixels", net=None, classifier=None, labels=None, real_labels=None, k=5,
+            bandwidth=None, real_features=None):  # fmt: skip
+    """All measures of images (n, C, H, W) against real ones, both float32 in [0, 1] and shuffled, as floats and dicts.
+
+    FID on `features` of `kind` by `net`; MMD, kNN, Bayes and rdd on pixels; confidence, and with labels (n,) accuracy,
+    by `classifier`. rdd is per class where there are labels, over classes with two images or more on either side.
+    bandwidth (of the MMD) and real_features are worked out where not given.
     """
     if images.shape[1:] != real.shape[1:]:
         shapes = " against ".join("x".join(map(str, x.shape[1:])) for x in (images, real))
         raise InputError(f"images of another shape than the real ones: {shapes}")
     images = images.to(real.device)
-    real_features = known.get("real_features")
-    if real_features is None:
-        real_features = features(real, kind, net)
+    own_features = features(images, kind, net)
+    real_features = features(real, kind, net) if real_features is None else real_features
     half, real_half = len(images) // 2, len(real) // 2
     halves = real[:real_half], images[:half], real[real_half:], images[half:]
     result = {
         "n": len(images),
-        "fid": fid(features(images, kind, net), real_features),
-        "mmd": mmd(images, real, bandwidth=known.get("bandwidth")),
+        "fid": fid(own_features, real_features),
+        "mmd": mmd(images, real, bandwidth=bandwidth),
         "knn": knn_misclassification(*halves, k=k),
         "bayes": bayes_misclassification(*halves),
-        "rdd": rdd(images, real, labels, None if labels is None else real_labels),
     }
+    if labels is None:
+        result["rdd"] = rdd(images, real)
+    else:
+        shared = [value for value in real_labels.unique() if min((labels == value).sum(), (real_labels == value).sum()) > 1]
+        kept, real_kept = (torch.isin(of, torch.tensor(shared)) for of in (labels, real_labels))
+        result["rdd"] = rdd(images[kept.to(real.device)], real[real_kept.to(real.device)], labels[kept], real_labels[real_kept])
     if classifier is not None:
-        result |= confidence(classifier, images)
-        if labels is not None:
-            result["accuracy"] = test_accuracy(classifier, images, labels)
-            result["accuracy_per_class"] = test_accuracy(classifier, images, labels, per_class=True)
+        with torch.no_grad():
+            known = own_features if kind == "classifier" else features(images, "classifier", classifier)
+            result |= _reading(classifier, classifier.read(known), labels)
     return result
 
 
 def eval_command(args):
     """One table of all sources, under a row of the real test images against the training images."""
     sources = [open_source(text, args.device) for text in args.source]
-    _common(sources, args, ["dataset", "size"])
+    _agree(sources, args)
     (train, train_labels), (test, test_labels) = (
         data.load(args.dataset, args.data_dir, split, size=args.size) for split in ("train", "test")
     )
-    n = min(args.n, len(train), len(test), *(len(s.images) for s in sources if isinstance(s, Images)))
-    if n < 4 * args.k:
-        raise InputError(f"{n} images a source are too few for k = {args.k}: at least {4 * args.k} are needed")
-    order, test_order = (
-        torch.randperm(len(x), generator=torch.Generator().manual_seed(args.seed))[:n] for x in (train, test)
-    )
+    n = _common_n([*sources, Images("", train), Images("", test)], args)
+    order = Images("", train).order(n, args.seed)
     real, real_labels = _unit(train[order]).to(args.device), train_labels[order]
-    labelled = len(real_labels.unique()) > 1
+    labelled = len(train_labels.unique()) > 1
+    sources.insert(0, Images("real test images", test, test_labels if labelled else None))
     kind = args.features or ("classifier" if labelled else "pixels")
-    needed = kind == "classifier" or labelled and any(s.conditional or getattr(s, "labels", None) is not None for s in sources)
-    classifier = classifier_of(args.dataset, args.data_dir, args.size, args.device) if needed else None
-    net = {"classifier": classifier, "inception": None, "pixels": None}[kind]
-    if kind == "inception":
-        net = inception(args.inception_weights, args.device)
+    read = kind == "classifier" or any(s.conditional or s.labels is not None for s in sources[1:])
+    classifier = classifier_of(args.dataset, args.data_dir, args.size, args.device) if labelled and read else None
+    net = inception(args.inception_weights, args.device) if kind == "inception" else classifier
     with _stage(f"{kind} features of {n} training images"):
         known = {"real_features": features(real, kind, net), "bandwidth": median_distance(real)}
 
     rows = []
-    for source in [Images("real test images", test[test_order], test_labels[test_order] if labelled else None), *sources]:
-        labels = getattr(source, "labels", None)
+    for source in sources:
+        labels = None if source.labels is None else source.labels[source.order(n, args.seed)]
         if source.conditional:
             labels = torch.arange(n) % source.args.classes  # balanced
-        elif labels is not None:
-            labels = labels[source.order(n, args.seed)]
         with _stage(f"{source.name}: {n} images"):
             images = source.sample(n, labels=labels, seed=args.seed)
         with _stage(f"{source.name}: measures"):
-            row = measure(images, real, kind, net, labels, real_labels, classifier, args.k, **known)
+            row = measure(images, real, kind, net, classifier, labels, real_labels, args.k, **known)
             if args.paper_units:
                 row["paper"] = paper_units(images.to(real.device), real, row)
         rows.append({"name": source.name} | row)
@@ -1175,8 +1191,9 @@ def _eval_row(row):
         return f"{row[key]:.1%}" if key in row else "-"
 
     star = " " if row["rdd"]["per_class"] else "*"
-    return [_short(row["name"], 16), f"{row['fid']:.4g}", f"{row['mmd']:.2e}", f"{row['knn']['min']:.3f}", f"{row['bayes']['min']:.3f}",
-            share("mean_confidence"), share("above_0.9"), share("accuracy"), f"{row['rdd']['mean']:.3f}{star}"]  # fmt: skip
+    return [_short(row["name"], 16), f"{row['fid']:.4g}", f"{row['mmd']:.2e}", f"{row['knn']['min']:.3f}",
+            f"{row['bayes']['min']:.3f}", share("mean_confidence"), share("above_0.9"), share("accuracy"),
+            f"{row['rdd']['mean']:.3f}{star}"]  # fmt: skip
 
 
 def paper_units(images, real, row):
@@ -1193,7 +1210,7 @@ def gam_command(args):
     runs = [open_source(text, args.device) for text in args.source]
     if all(run.logits is None for run in runs):
         raise InputError(f"none of {', '.join(run.name for run in runs)} has a discriminator, so there is no battle to hold")
-    _common(runs, args, ["dataset", "size"])
+    _agree(runs, args)
     images, labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
     n = min([args.n, *(len(run.images) for run in runs if isinstance(run, Images))])
     n_test = min(n, len(images))
@@ -1289,15 +1306,13 @@ def draw_curve(curve, path, title):
 def folders_command(args):
     """The measures of one folder (or file) of images against another, which holds the real ones."""
     generated, real = (open_source(text, args.device) for text in (args.generated, args.real))
-    n = min([args.n, *(len(source.images) for source in (generated, real) if isinstance(source, Images))])
-    if n < 4 * args.k:
-        raise InputError(f"{n} images a source are too few for k = {args.k}: at least {4 * args.k} are needed")
+    n = _common_n([generated, real], args)
     net = inception(args.inception_weights, args.device) if args.features == "inception" else None
     x, y = (source.sample(n, seed=args.seed).to(args.device) for source in (generated, real))
     with _stage(f"measures of {n} images each"):
         row = {"name": generated.name} | measure(x, y, args.features, net, k=args.k)
     print(f"\n{n} images of {generated.name} against {n} of {real.name}, seed {args.seed}; FID on {args.features}\n")
-    print_table(["", "FID", "MMD", "kNN", "Bayes", "rdd"], [[cell for cell in _eval_row(row) if cell != "-"]])
+    print_table(["", "FID", "MMD", "kNN", "Bayes", "rdd"], [[*_eval_row(row)[:5], _eval_row(row)[-1]]])
     _write_json(args.json, {"features": args.features, "seed": args.seed, "real": real.name} | row)
 
 
@@ -1347,6 +1362,10 @@ def main(argv=None):
     args = parse_args(argv)
     command = {"eval": eval_command, "gam": gam_command, "dim": dim_command, "folders": folders_command}[args.command]
     try:
+        try:
+            torch.empty(0, device=args.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device {args.device}: {str(error).splitlines()[0]}") from error
         command(args)
     except (InputError, OSError) as error:
         print(f"metrics.py: error: {error}", file=sys.stderr)
