@@ -117,7 +117,7 @@ class Run:
         self.logits = self._logits if "D" in nets else None
 
     def sample(self, n, labels=None, seed=0):
-        """(n, C, H, W) float32 in [0, 1] on the run's device, by int64 `labels` (n,); the same seed, the same pictures."""
+        """(n, C, H, W) float32 in [0, 1] on the run's device, by int64 `labels` (n,); a seed, the same pictures."""
         extra = {} if self.steps is None else {"steps": self.steps}
         generator = torch.Generator().manual_seed(seed)
         if labels is not None:
@@ -193,7 +193,7 @@ def restore_run(path, nets, optimisers):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, whose help shows the defaults that there are, and with no abbreviations."""
+    """An ArgumentParser with errors of one line, a help that shows what defaults there are, and no abbreviations."""
 
     def __init__(self, prog, **options):
         super().__init__(prog, allow_abbrev=False, formatter_class=_Defaults, **options)
@@ -281,7 +281,7 @@ def open_log(path, start, columns):
 
 @contextlib.contextmanager
 def ctrl_c():
-    """Inside, the first Ctrl-C only fills the list given, so that a loop can end between two updates; a second ends at once."""
+    """Inside, a first Ctrl-C only fills the list given: a loop can end between updates. A second ends at once."""
     caught = []
 
     def stop(signum, frame):
@@ -441,7 +441,7 @@ def stats(x):
 
 
 def frechet_distance(mu1, cov1, mu2, cov2):
-    """|mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)): the squared Frechet distance of two Gaussians (Heusel et al. 2017).
+    """|mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)): the squared Frechet distance of Gaussians (Heusel et al. 2017).
 
     Means (d,), covariances (d, d); a float, not its root. With C = R R', tr (C1 C2)^(1/2) is the sum of the singular
     values of R1' R2. R comes of an eigendecomposition without the null space, so that singular covariances (fewer rows
@@ -551,9 +551,9 @@ def _mean_kernel(x, y, kernel, sigmas, without_diagonal, tile=1536):
 def rdd(x, ref, labels=None, ref_labels=None):
     """Relative diversity degree (DE-GAN, Definition 3): the spread of images x over that of the real ones `ref`.
 
-    D = mean |x_i - mean|^2; the paper's sum would grow with the number of images. Returns {mean, per_class}: with labels
-    (n,) and ref_labels (m,) the ratio of each class, {label: ratio}, and their plain average (Table VI); without them
-    the ratio over all images at once and an empty per_class. 1 is ideal, less is too uniform, more is noise.
+    D = mean |x_i - mean|^2; the paper's sum would grow with the number of images. Returns {mean, per_class}: with
+    labels (n,) and ref_labels (m,) the ratio of each class, {label: ratio}, and their plain average (Table VI); without
+    them the ratio over all images at once and an empty per_class. 1 is ideal, less is too uniform, more is noise.
     """
     x, ref = _pair(x, ref, ("x", "ref"))
     if (labels is None) != (ref_labels is None):
@@ -588,8 +588,8 @@ def nearest(x, k, queries=None):
     Euclidean distances of flattened rows. Without queries, the rows of x are asked for their neighbours and each leaves
     out itself, by index: a duplicate of it counts, at distance 0. Equal distances come in the order of their indices.
 
-    Candidates are found by products in float32; their distances are computed anew in float64 from the rows as given, and
-    a query for which rounding may have hidden a nearer row is searched again in float64. So the answer is exact.
+    Candidates are found by products in float32; their distances are computed anew in float64 from the rows as given,
+    and a query for which rounding may have hidden a nearer row is searched again in float64. So the answer is exact.
     Raises ValueError for NaN, different widths, and a k beyond the rows there are.
     """
     rows = _rows(x, "x")
@@ -662,8 +662,8 @@ def _distances(asked, index, rows):
 def knn_misclassification(real_train, fake_train, real_test, fake_test, k=5):
     """How often a k-nearest-neighbour classifier mistakes real for generated and back (DRAW-GAN, section IV-B).
 
-    It learns from the training rows, as many real as generated, and is asked about the test rows; "real" takes more than
-    half of the k votes. Returns {fnr: share of the real called generated, fpr: share of the generated called real,
+    It learns from the training rows, as many real as generated, and is asked about the test rows; "real" takes more
+    than half of the k votes. Returns {fnr: share of the real called generated, fpr: share of the generated called real,
     max: the paper's figure, balanced: the mean of both, min}. 0.5 in both is ideal: no telling apart. The maximum is no
     quality: noise on real images scores 1, and exact copies do. Read min, or balanced.
     """
@@ -675,7 +675,7 @@ def knn_misclassification(real_train, fake_train, real_test, fake_test, k=5):
 
 
 def bayes_misclassification(real_train, fake_train, real_test, fake_test):
-    """`knn_misclassification` with a Gaussian naive Bayes classifier: one Gaussian per class and column, all independent.
+    """`knn_misclassification` with a Gaussian naive Bayes classifier: a Gaussian per class and column, all independent.
 
     1e-9 of the largest variance of any column is added to every variance, as scikit-learn does. That decides much:
     columns that are constant in one class, like the border of a digit, outweigh all others.
@@ -710,7 +710,7 @@ def _mistakes(called_real, is_real):
 def intrinsic_dimension(x, k=20, average="levina"):
     """The maximum-likelihood intrinsic dimension of the rows of x (Levina and Bickel 2005; DE-GAN, eqs. 15 to 17).
 
-    With T_j(x_i) the distance of x_i to its j-th neighbour, m_k(x_i) = ((1 / (k-1)) sum_{j<k} log T_k / T_j)^-1 (eq. 15).
+    With T_j the distance of x_i to its j-th neighbour, m_k(x_i) = ((1 / (k-1)) sum_{j<k} log T_k / T_j)^-1 (eq. 15).
     average "levina" is their mean (eq. 16), about (k-1) / (k-2) too large; "mackay" is one over the mean of the 1 / m_k
     (MacKay and Ghahramani 2005), which is not. A list of k gives {k: dimension}: eq. 17 speaks of a limit for large k,
     but there is none in finite data, so look at the curve. Duplicates, at distance 0, are passed over for the next.
@@ -862,7 +862,7 @@ def _reading(classifier, logits, labels=None):
 def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
     """The `Classifier` of a data set's training split, with its test_error; trained once, then read from a file.
 
-    The file is classifier-NAME-SIZE.pt in data_dir, or in ./data where data_dir cannot be written.
+    The file is classifier-NAME-SIZE.pt in data_dir, or in ./data where data_dir is read-only.
     Raises InputError if the data set has no two classes.
     """
     images, labels = data.load(dataset, data_dir, "train", size=size)
@@ -882,6 +882,8 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
     net = train_classifier(images, labels, device=device, name=f"classifier of {Path(dataset).name}")
     net.test_error = 1 - test_accuracy(net, *data.load(dataset, data_dir, "test", size=size))
     for place in places:
+        if place.parent.is_dir() and not place.parent.stat().st_mode & 0o222:
+            continue  # marked read-only, which is meant even where the user is root and could write all the same
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             _write(place, {"key": key, "state": net.state_dict(), "test_error": net.test_error})
@@ -995,17 +997,17 @@ def read_images(path):
     Arrays: (n, H, W), (n, C, H, W) or (n, H, W, C); of a .npz `images` or its only array, and `labels` if there are
     any. Folders named by whole numbers are labels. Raises InputError for what cannot be read so.
     """
-    path, labels = Path(path), None
+    path, labels = Path(path), torch.zeros(0)
     if path.is_dir():
         images, folders = data.load(str(path.resolve()), split="all")
         names = sorted(place.name for place in path.iterdir() if place.is_dir())
-        if names and all(name.isdecimal() for name in names) and folders.max() < len(names):
-            labels = torch.tensor([int(name) for name in names])[folders]
+        numbered = names and all(name.isdecimal() for name in names) and folders.max() < len(names)
+        labels = torch.tensor([int(name) for name in names])[folders] if numbered else None
         return Images(path.resolve().name, images, labels)
     try:
         found = np.load(path, allow_pickle=False)
         if path.suffix == ".npz":
-            labels = torch.from_numpy(found["labels"]).long() if "labels" in found else None
+            labels = torch.from_numpy(found["labels"]).long() if "labels" in found else labels
             names = [name for name in found.files if name != "labels"]
             found = found["images" if "images" in names or len(names) != 1 else names[0]]
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
@@ -1015,11 +1017,13 @@ def read_images(path):
         images = images[:, None]
     if images.ndim == 4 and images.shape[1] not in (1, 3):
         images = images.permute(0, 3, 1, 2)
-    fits = images.ndim == 4 and images.shape[1] in (1, 3) and len(images) and (labels is None or len(labels) == len(images))
+    fits = images.ndim == 4 and images.shape[1] in (1, 3) and len(images) and len(labels) in (0, len(images))
     if not fits or not (images.dtype == torch.uint8 or (images.min() >= 0 and images.max() <= 1)):
-        raise InputError(f"{path} holds {found.dtype} of shape {found.shape}: give uint8 or floats in [0, 1], with a shape "
-                         "of (n, H, W), (n, C, H, W) or (n, H, W, C), and a label for each if any")  # fmt: skip
-    return Images(path.name, images, labels)
+        raise InputError(
+            f"{path} holds {found.dtype} of shape {found.shape}: give uint8 or floats in [0, 1], of shape (n, H, W), "
+            "(n, C, H, W) or (n, H, W, C), and if any a label for each"
+        )
+    return Images(path.name, images, labels if len(labels) else None)
 
 
 def open_source(text, device):
@@ -1073,7 +1077,7 @@ def _agree(sources, args):
         values = {getattr(source.args, name, None) for source in sources if source.args is not None}
         if getattr(args, name) is None:
             if len(values) > 1:
-                raise InputError(f"the runs differ in {name} ({', '.join(map(str, values))}): one table is for one {name}")
+                raise InputError(f"the runs differ in {name} ({', '.join(map(str, values))}): give runs of one {name}")
             setattr(args, name, next(iter(values), None))
     if args.dataset is None:
         raise InputError("no run says which data set to compare with: name it with --dataset")
@@ -1113,9 +1117,10 @@ def measure(images, real, kind="pixels", net=None, classifier=None, labels=None,
     if labels is None:
         result["rdd"] = rdd(images, real)
     else:
-        shared = [value for value in real_labels.unique() if min((labels == value).sum(), (real_labels == value).sum()) > 1]
-        kept, real_kept = (torch.isin(of, torch.tensor(shared)) for of in (labels, real_labels))
-        result["rdd"] = rdd(images[kept.to(real.device)], real[real_kept.to(real.device)], labels[kept], real_labels[real_kept])
+        shared = [c for c in real_labels.unique() if min((labels == c).sum(), (real_labels == c).sum()) > 1]
+        own, other = (torch.isin(of, torch.tensor(shared)) for of in (labels, real_labels))
+        moved = own.to(real.device), other.to(real.device)
+        result["rdd"] = rdd(images[moved[0]], real[moved[1]], labels[own], real_labels[other])
     if classifier is not None:
         with torch.no_grad():
             known = own_features if kind == "classifier" else features(images, "classifier", classifier)
@@ -1155,8 +1160,6 @@ def eval_command(args):
                 row["paper"] = paper_units(images.to(real.device), real, row)
         rows.append({"name": source.name} | row)
 
-    result = {"dataset": args.dataset, "n": n, "seed": args.seed, "features": kind, "k": args.k,
-              "bandwidth": known["bandwidth"], "classifier_test_error": classifier and classifier.test_error}  # fmt: skip
     print(f"\n{args.dataset}: {n} images of each against {n} training images, seed {args.seed}")
     print(f"FID on {kind} features ({known['real_features'].shape[1]} numbers), the rest on pixels; "
           f"MMD's sigma {known['bandwidth']:.2f}")  # fmt: skip
@@ -1173,17 +1176,26 @@ this is no accuracy. acc.: read as the label they were drawn for.
 rdd: 1 is best; the mean of the classes, with * over all images at once.""")
     per_class = [row for row in rows if row["rdd"]["per_class"]]
     if len(per_class) > 1 and len(per_class[0]["rdd"]["per_class"]) <= 10:
-        for title, key in (("rdd", "rdd"), ("accuracy", "accuracy_per_class")):
-            values = [row[key].get("per_class", row[key]) if key in row else {} for row in per_class]
+        for title, values in (
+            ("rdd", [row["rdd"]["per_class"] for row in per_class]),
+            ("accuracy", [row["accuracy_per_class"] for row in per_class]),
+        ):
             print()
-            print_table([f"{title} per class", *values[0]], [[_short(row["name"], 16), *(f"{x:.2f}" for x in value.values())]
-                                                             for row, value in zip(per_class, values)])  # fmt: skip
+            cells = ([f"{x:.2f}" for x in value.values()] for value in values)
+            print_table([f"{title} per class", *values[0]], [[_name(row), *c] for row, c in zip(per_class, cells)])
     if args.paper_units:
-        print("\nin the units of DRAW-GAN's tables, as we read them: roots of the biased MMD and\n"
-              "of the FID on pixels 0 to 255, and the larger share mistaken, no quality\n")  # fmt: skip
-        print_table(["", "MMD", "FID", "K-NN", "Bayes"], [[_short(row["name"], 16), *(f"{x:.4f}" for x in row["paper"].values())]
-                                                          for row in rows])  # fmt: skip
-    _write_json(args.json, result | {"rows": rows})
+        print("\nin the units of DRAW-GAN's tables, as we read them: roots of the biased MMD and")
+        print("of the FID on pixels 0 to 255, and the larger share mistaken, no quality\n")
+        cells = ([f"{x:.4f}" for x in row["paper"].values()] for row in rows)
+        print_table(["", "MMD", "FID", "K-NN", "Bayes"], [[_name(row), *c] for row, c in zip(rows, cells)])
+    content = {name: getattr(args, name) for name in ("dataset", "seed", "k")} | {"n": n, "features": kind}
+    error = None if classifier is None else classifier.test_error
+    content |= {"bandwidth": known["bandwidth"], "classifier_test_error": error, "rows": rows}
+    _write_json(args.json, content)
+
+
+def _name(row):
+    return _short(row["name"], 16)
 
 
 def _eval_row(row):
@@ -1191,7 +1203,7 @@ def _eval_row(row):
         return f"{row[key]:.1%}" if key in row else "-"
 
     star = " " if row["rdd"]["per_class"] else "*"
-    return [_short(row["name"], 16), f"{row['fid']:.4g}", f"{row['mmd']:.2e}", f"{row['knn']['min']:.3f}",
+    return [_name(row), f"{row['fid']:.4g}", f"{row['mmd']:.2e}", f"{row['knn']['min']:.3f}",
             f"{row['bayes']['min']:.3f}", share("mean_confidence"), share("above_0.9"), share("accuracy"),
             f"{row['rdd']['mean']:.3f}{star}"]  # fmt: skip
 
@@ -1209,7 +1221,8 @@ def gam_command(args):
         raise InputError("a battle needs at least two runs")
     runs = [open_source(text, args.device) for text in args.source]
     if all(run.logits is None for run in runs):
-        raise InputError(f"none of {', '.join(run.name for run in runs)} has a discriminator, so there is no battle to hold")
+        names = ", ".join(run.name for run in runs)
+        raise InputError(f"none of {names} has a discriminator, so there is no battle to hold")
     _agree(runs, args)
     images, labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
     n = min([args.n, *(len(run.images) for run in runs if isinstance(run, Images))])
@@ -1220,8 +1233,10 @@ def gam_command(args):
     battles = [(i, j, _battle(test, fake, i, j, n, n_test, args.tolerance)) for i, j in pairs
                if runs[i].logits or runs[j].logits]  # fmt: skip
     sizes = sorted({run.args.batch_size for run in runs if run.logits is not None})
-    print(f"\n{args.dataset}: {n} samples a run, {n_test} test images, seed {args.seed}\n"
-          f"D at logit 0, in batches of its training size ({', '.join(map(str, sizes))}), real and generated apart\n")
+    print(
+        f"\n{args.dataset}: {n} samples a run, {n_test} test images, seed {args.seed}\n"
+        f"D at logit 0, in batches of its training size ({', '.join(map(str, sizes))}), real and generated apart\n"
+    )
     rows, wins = [], dict.fromkeys(range(len(runs)), 0)
     for i, j, battle in battles:
         names = f"{_short(runs[i].name, 13)} vs. {_short(runs[j].name, 13)}"
@@ -1239,15 +1254,15 @@ def gam_command(args):
           f"within a factor of {1 + args.tolerance:g} of 1. 1 in the interval: within the noise. error: of\n"
           "the D of the one on the samples of the other, which has none (Table 3).\n")  # fmt: skip
     judges = [i for i, run in enumerate(runs) if run.logits is not None]
-    print_table(
-        ["error rate of D", "on test", *(f"on {j + 1}" for j in range(len(runs)))],
-        [[f"{i + 1} {runs[i].name}", f"{test[i]:.3f}", *("-" if x is None else f"{x:.3f}" for x in fake[i])] for i in judges],
-    )
+    cells = [["-" if x is None else f"{x:.3f}" for x in (test[i], *fake[i])] for i in judges]
+    head = ["error rate of D", "on test", *(f"on {j + 1}" for j in range(len(runs)))]
+    print_table(head, [[f"{i + 1} {_short(runs[i].name, 20)}", *c] for i, c in zip(judges, cells)])
     others = [f"{i + 1} {run.name}" for i, run in enumerate(runs) if run.logits is None]
     if others:
-        print(f"without a D: {', '.join(others)}")
+        print("without a D:", ", ".join(others))
     ranking = sorted(judges, key=lambda i: -wins[i])
-    print(f"\nwins: {', '.join(f'{runs[i].name} {wins[i]}' for i in ranking)}\n(a count and no order: battles may cycle)")
+    print("\nwins:", ", ".join(f"{runs[i].name} {wins[i]}" for i in ranking))
+    print("(a count and no order: battles may cycle)")
     _write_json(args.json, {
         "dataset": args.dataset, "n": n, "n_test": n_test, "seed": args.seed, "tolerance": args.tolerance,
         "battles": [{"M1": runs[i].name, "M2": runs[j].name} | battle for i, j, battle in battles],
@@ -1339,7 +1354,9 @@ def parse_args(argv=None):
     dim_.add_argument("--out", default="dim.png", help="the curve's picture")
     for command in (eval_, folders_):
         kinds = ["classifier", "pixels", "inception"] if command is eval_ else ["pixels", "inception"]
-        text = "of the FID; classifier if not given, pixels where there are no labels" if command is eval_ else "of the FID"
+        text = "of the FID" + (
+            "; classifier if not given, pixels where there are no labels" if command is eval_ else ""
+        )
         command.add_argument("--features", choices=kinds, default=None if command is eval_ else "pixels", help=text)
         command.add_argument("--inception-weights", metavar="FILE", help=f"{INCEPTION_FILE}; torch hub's if not given")
         command.add_argument("--k", type=count, default=5, help="neighbours that vote in kNN")
@@ -1347,13 +1364,15 @@ def parse_args(argv=None):
     gam_.add_argument("--tolerance", type=float, default=0.3, help="how far r_test may be from 1, as a factor less 1")
     for command in (eval_, gam_, dim_):
         command.add_argument("--data-dir", default="data", help="where data sets lie")
-        command.add_argument("--size", type=count, help="side of the images in pixels; the runs' or the data set's own if not given")
+        text = "side of the images in pixels; the runs' or the data set's own if not given"
+        command.add_argument("--size", type=count, help=text)
     for command in (eval_, gam_, dim_, folders_):
         whole = command is dim_
         text = "training images; all if not given" if whole else "images of each, as far as there are"
         command.add_argument("--n", type=count, default=None if whole else 10000, help=text)
         command.add_argument("--seed", type=int, default=0, help="of samples and of the shuffling of images")
-        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        command.add_argument("--device", default=device, help="cpu, cuda, cuda:1, ...")
         command.add_argument("--json", metavar="FILE", help="write all figures there too")
     return parser.parse_args(argv)
 

@@ -91,7 +91,9 @@ def test_intervals_of_zero_counts_hold_the_ratio():
     result = metrics.gam_from_errors(0, 0, 0.1, 0, n=100)
     assert result["r_test_95"] == (0, math.inf)
     low, high = result["r_sample_95"]  # 10 of 100 against none: half a count stands for none
-    assert low == pytest.approx(relative_risk(20, 200, 1, 200).relative_risk * math.exp(-1.959964 * math.sqrt(0.1 + 2 - 0.02)))
+    assert low == pytest.approx(
+        relative_risk(20, 200, 1, 200).relative_risk * math.exp(-1.959964 * math.sqrt(0.1 + 2 - 0.02))
+    )
     assert high == math.inf
 
 
