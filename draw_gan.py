@@ -106,10 +106,10 @@ class Draw(nn.Module):
         self.dec = nn.Linear(z_dim + hidden, 4 * hidden)
         self.rows = [5 if read else 0, 5 if write else 0, channels * (write or size) ** 2]
         self.hands = nn.Linear(hidden, sum(self.rows))
-        with torch.no_grad():  # both windows start over the whole image, with filters as wide as a quarter of their stride
-            for at, N in zip(self.hands.bias.split(self.rows), (read, write)):
+        with torch.no_grad():  # the windows start over the whole image, sigma a quarter of the stride, half of it to write
+            for at, N, share in zip(self.hands.bias.split(self.rows), (read, write), (4, 2)):
                 if N is not None:
-                    at[2], at[3] = 2 * math.log(size / (4 * N)), math.log(max(N - 1, 1) / N)
+                    at[2], at[3] = 2 * math.log(size / (share * N)), math.log(max(N - 1, 1) / N)
         self.c_0 = nn.Parameter(torch.zeros(self.shape))  # the first canvas and hidden states are learned, as in DRAW
         self.h_enc_0, self.h_dec_0 = nn.Parameter(torch.zeros(hidden)), nn.Parameter(torch.zeros(hidden))
 
@@ -389,8 +389,8 @@ def parse_args(argv=None):
     add("--clip", type=metrics.rate, default=10.0, help="the longest that DRAW's gradient may be")
     add("--likeness", choices=["feature", "pixel", "ssim"], default="feature",
         help="draw-gan's L_like: of D's features, of pixels (cross-entropy), or structural similarity")
-    add("--layer", type=int, choices=[1, 2, 3], default=2, help="l, the layer of D whose features are compared")
-    add("--gamma", type=metrics.rate, default=1.0, help="weight of L_like in eq. 21")
+    add("--layer", type=int, choices=[1, 2, 3], default=1, help="l, the layer of D whose features are compared")
+    add("--gamma", type=metrics.rate, default=2.0, help="weight of L_like in eq. 21")
     add("--guard", type=float, nargs=2, default=[0.1, 0.6], metavar=("LOW", "HIGH"),
         help="D rests while it leads by more than HIGH, DRAW while D leads by less than LOW; -1 1 lets both go on")
     args = parser.parse_args(argv)
