@@ -1047,9 +1047,11 @@ def _stage(text):
     began = time.monotonic()
     try:
         yield
-    except ValueError as error:  # of a measure, which knows its arguments but not whose they are
+    except ValueError as error:
         print(file=sys.stderr)
-        raise InputError(f"{text}: {error}") from error
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{text}: {error}") from error  # a measure knows its arguments, but not whose they are
     print(f" {time.monotonic() - began:.1f} s", file=sys.stderr)
 
 

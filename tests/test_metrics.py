@@ -54,6 +54,12 @@ def test_frechet_distance_of_covariances_that_share_their_axes(decay):
     )
 
 
+def test_frechet_distance_of_a_covariance_that_only_looks_regular():
+    lower = torch.eye(50, dtype=torch.float64) - torch.ones(50, 50).tril(-1)  # pivots of 1, but a condition of 2^98
+    cov, zero = lower @ lower.T, torch.zeros(50)
+    assert metrics.frechet_distance(zero, cov, zero, cov.clone()) <= 1e-10 * cov.trace()
+
+
 def test_frechet_distance_is_scipys():
     x, y = normal(300, 40) @ normal(40, 40, seed=1), normal(200, 40, seed=2) @ normal(40, 40, seed=3) + 1
     (mu1, c1), (mu2, c2) = ((z.numpy().mean(0), np.cov(z.numpy(), rowvar=False)) for z in (x, y))
