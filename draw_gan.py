@@ -106,7 +106,7 @@ class Draw(nn.Module):
         self.dec = nn.Linear(z_dim + hidden, 4 * hidden)
         self.rows = [5 if read else 0, 5 if write else 0, channels * (write or size) ** 2]
         self.hands = nn.Linear(hidden, sum(self.rows))
-        with torch.no_grad():  # the windows start over the whole image, sigma a quarter of the stride, half of it to write
+        with torch.no_grad():  # the windows start over the whole image, sigma about 1/4 of the stride, 1/2 to write
             for at, N, share in zip(self.hands.bias.split(self.rows), (read, write), (4, 2)):
                 if N is not None:
                     at[2], at[3] = 2 * math.log(size / (share * N)), math.log(max(N - 1, 1) / N)

@@ -190,6 +190,18 @@ def test_windows_are_those_of_the_step():
     assert windows[0][1].shape == (5, 5) and not torch.equal(windows[0][1], windows[1][1])
 
 
+def test_windows_start_over_the_whole_image():
+    """Stride (S - 1) / N about the middle, sigma S / 4N to read and S / 2N to write."""
+    G = draw_gan.Draw(1, 28, 6, 16, 3, 2, 5)
+    nn.init.zeros_(G.hands.weight)
+    G.hands.bias.data[[0, 1, 5, 6]] = 0  # the middle, and not a little beside it
+    _, ((looked, placed), *_), _ = G(G.draw_z(1), torch.rand(1, 1, 28, 28))
+    for params, N, sigma in ((looked, 2, 3.5), (placed, 5, 2.8)):
+        g, delta, variance, _ = draw_gan.window(params.detach(), N, 28)
+        assert g.tolist() == [[14.5, 14.5]]
+        assert delta.item() == pytest.approx(27 / N) and variance.item() == pytest.approx(sigma**2)
+
+
 def test_noise_is_drawn_apart_at_every_step_and_used_there():
     G = draw_gan.Draw(1, 8, 5, 16, 3, 2, 2)
     noise = G.draw_z(2000)
@@ -455,6 +467,13 @@ def test_a_run_leaves_its_pictures_and_its_bound(folder, tmp_path, kind, more):
     with Image.open(run / "samples/000002.png") as picture:
         difference = torch.tensor(np.array(picture)).permute(2, 0, 1).int() - grid.int()
     assert difference.abs().max() <= 1  # samples/ holds draws from the prior
+
+
+def test_the_first_canvas_starts_as_the_mean_image(folder, tmp_path):
+    draw_gan.main(arguments(folder / "colour", tmp_path, "--lr-g", "1e-9"))
+    images, _ = data.load(str(folder / "colour"), tmp_path)
+    c_0 = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["nets"]["G"]["c_0"]
+    torch.testing.assert_close(c_0.sigmoid(), images.double().mean(0).div(255).float(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("more, text", [
