@@ -351,7 +351,7 @@ def write_bound(nets, args, rows, step, x):
     """One printed line and one row of bound.csv: the bound on held-out x (n, C, S, S)."""
     reconstruction, kl_t = bound(nets, x, batch_size=args.batch_size)
     total = reconstruction + kl_t.sum().item()
-    name = "cross-entropy, no bound since pixels are grey," if args.binarise == "none" else "bound"
+    name = "cross-entropy, no bound since pixels are not 0 or 1," if args.binarise == "none" else "bound"
     print(f"{name} on {len(x)} held-out images: {total:.2f} nats = {reconstruction:.2f} reconstruction + "
           f"{total - reconstruction:.2f} KL", flush=True)
     rows.writerow([step, len(x), *(f"{nats:.3f}" for nats in (total, reconstruction, total - reconstruction, *kl_t.tolist()))])
