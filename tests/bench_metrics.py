@@ -1,11 +1,12 @@
 """Times the measures beside their peers in the same run: python tests/bench_metrics.py [--data-dir DIR] [PART ...]
 
-Each part runs in a process of its own, ours first, so that its peak memory is ours; the peers come after. The last part
+Each part runs in a process of its own, ours first, so that its peak memory is ours. The last part
 is the whole of `metrics.py eval` on an untrained GRAN5; the data set's classifier is trained before if need be.
 Needs scikit-learn and scikit-dimension.
 """
 
 import argparse
+import functools
 import resource
 import subprocess
 import sys
@@ -22,22 +23,20 @@ sys.path.insert(0, str(ROOT))
 import metrics
 
 
-def best(function, times=3):
-    """The shortest of several runs in seconds: what the machine can do when nothing else wants it."""
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
-
-
-def report(name, ours, peers):
+def report(name, ours, peers, rounds=3):
+    """Runs ours and {peer: function} in turn and prints the shortest time of each: what else runs meets all of them."""
+    ours()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{name}: {ours:.2f} s, peak {peak:.2f} GiB")
-    for peer, function, times in peers:
-        seconds = best(function, times)
-        print(f"    {peer:<48} {seconds:6.2f} s   {seconds / ours:5.2f} of ours", flush=True)
+    functions = {name: ours, **peers}
+    seconds = dict.fromkeys(functions, float("inf"))
+    for _ in range(rounds):
+        for key, function in functions.items():
+            began = time.perf_counter()
+            function()
+            seconds[key] = min(seconds[key], time.perf_counter() - began)
+    print(f"{name}: {seconds[name]:.2f} s, peak so far {peak:.2f} GiB")
+    for peer in peers:
+        print(f"    {peer:<48} {seconds[peer]:6.2f} s   {seconds[peer] / seconds[name]:5.2f} of ours", flush=True)
 
 
 def frechet():
@@ -46,13 +45,12 @@ def frechet():
     def times(name, n, decay):
         spectrum = torch.logspace(0, decay, 2048, dtype=torch.float64)
         (mu1, cov1), (mu2, cov2) = (metrics.stats(torch.randn(n, 2048, dtype=torch.float64) * spectrum) for _ in "12")
-        ours = best(lambda: metrics.frechet_distance(mu1, cov1, mu2, cov2))
-        report(name, ours, [("scipy.linalg.sqrtm of the product", lambda: sqrtm(cov1.numpy() @ cov2.numpy()), 1)])
+        theirs = {"scipy.linalg.sqrtm of the product": lambda: sqrtm(cov1.numpy() @ cov2.numpy())}
+        report(name, lambda: metrics.frechet_distance(mu1, cov1, mu2, cov2), theirs, rounds=2)
 
     torch.manual_seed(0)
     times("Frechet, d = 2048, both regular", 10_000, -1)
     times("Frechet, d = 2048, always exact form", 10_000, -4)
-    times("Frechet, d = 2048, singular (n = 1,500)", 1500, -1)
 
 
 def neighbours():
@@ -62,18 +60,15 @@ def neighbours():
     torch.manual_seed(0)
     x, y = torch.rand(10_000, 784), torch.rand(10_000, 784)
     brute = NearestNeighbors(algorithm="brute", n_jobs=-1).fit(x.numpy())
-
-    def times(k):
-        ours = best(lambda: metrics.nearest(x, k, queries=y), 5)
-        product = ("the matrix product alone, float32", lambda: y @ x.T, 5)
-        theirs = ("scikit-learn, brute force", lambda: brute.kneighbors(y.numpy(), k), 1)
-        report(f"nearest, 10,000 x 10,000, d = 784, k = {k}", ours, [product, theirs])
-
-    times(5)
-    times(20)
-    ours = best(lambda: metrics.intrinsic_dimension(x, k=20))
-    theirs = ("scikit-dimension", lambda: MLE().fit(x.numpy(), n_neighbors=20, n_jobs=2), 1)
-    report("intrinsic_dimension, 10,000, d = 784, k = 20", ours, [theirs])
+    for k in (5, 20):
+        peers = {
+            "the matrix product alone, float32": lambda: y @ x.T,
+            "scikit-learn, brute force": functools.partial(brute.kneighbors, y.numpy(), k),
+        }
+        ours = functools.partial(metrics.nearest, x, k, queries=y)
+        report(f"nearest, 10,000 x 10,000, d = 784, k = {k}", ours, peers, rounds=5)
+    theirs = {"scikit-dimension": lambda: MLE().fit(x.numpy(), n_neighbors=20, n_jobs=2)}
+    report("intrinsic_dimension, 10,000, d = 784, k = 20", lambda: metrics.intrinsic_dimension(x, k=20), theirs)
 
 
 def mmd():
@@ -86,11 +81,11 @@ def mmd():
     def naive(x, y, exp):
         return gram(x, x, exp) + gram(y, y, exp) - 2 * gram(x, y, exp)
 
-    ours = best(lambda: metrics.mmd(x, y, bandwidth=10.0))
-    report("mmd, 10,000 x 10,000, d = 784", ours, [
-        ("naive float64 Gram matrices, torch", lambda: naive(x, y, torch.exp), 2),
-        ("naive float64 Gram matrices, numpy", lambda: naive(x.numpy(), y.numpy(), np.exp), 2),
-    ])  # fmt: skip
+    peers = {
+        "naive float64 Gram matrices, torch": lambda: naive(x, y, torch.exp),
+        "naive float64 Gram matrices, numpy": lambda: naive(x.numpy(), y.numpy(), np.exp),
+    }
+    report("mmd, 10,000 x 10,000, d = 784", lambda: metrics.mmd(x, y, bandwidth=10.0), peers)
 
 
 def evaluation(dataset, data_dir):

@@ -134,6 +134,14 @@ def test_mmd_is_that_of_whole_gram_matrices(kernel, unbiased):
     assert metrics.mmd(x, y, name, bandwidth, unbiased) == pytest.approx(within - 2 * xy.mean(), rel=1e-9)
 
 
+def test_mmd_of_many_rows_has_float32_products_only_where_they_do():
+    x, y = normal(2200, 20) + 50, normal(2100, 20, seed=1) + 50
+    xx, yy, xy = (rbf_kernel(a, b, gamma=1 / (2 * 5.0**2)).mean() for a, b in ((x, x), (y, y), (x, y)))
+    assert metrics.mmd(x, y, bandwidth=5.0) == pytest.approx(xx + yy - 2 * xy, rel=1e-5, abs=2e-9)
+    xx, yy, xy = (rbf_kernel(a, b, gamma=1 / (2 * 0.1**2)).mean() for a, b in ((x, x), (y, y), (x, y)))
+    assert metrics.mmd(x, y, bandwidth=0.1) == pytest.approx(xx + yy - 2 * xy, rel=1e-9)  # too narrow for float32
+
+
 def test_mmd_of_two_points():
     x, y = torch.zeros(1, 1), torch.full((1, 1), 2.0)
     assert metrics.mmd(x, y, bandwidth=1.0) == pytest.approx(2 - 2 * math.exp(-2))  # |x - y|^2 / 2 is 2
