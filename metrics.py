@@ -828,9 +828,9 @@ def train_classifier(images, labels, epochs=8, least=1000, batch_size=250, lr=0.
 
 
 @torch.no_grad()
-def _in_batches(function, images, device, batch_size=500):
+def _in_batches(function, images, device, batch_size=250):
     """function(float batch in [0, 1]) of all images, uint8 or float, as one tensor on `device`."""
-    parts = (part.to(device) for part in images.split(batch_size))
+    parts = (part.to(device, memory_format=torch.channels_last) for part in images.split(batch_size))
     return torch.cat([function(part / 255 if part.dtype == torch.uint8 else part.float()).float() for part in parts])
 
 
@@ -884,7 +884,7 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
             net = Classifier(images.shape[1], images.shape[2], saved["state"]["labels"])
             net.load_state_dict(saved["state"])
             net.test_error = saved["test_error"]
-            return net.to(device).eval()
+            return net.to(device, memory_format=torch.channels_last).eval()
     net = train_classifier(images, labels, device=device, name=f"classifier of {Path(dataset).name}")
     net.test_error = 1 - test_accuracy(net, *data.load(dataset, data_dir, "test", size=size))
     for place in places:
@@ -954,7 +954,7 @@ def inception(weights=None, device="cpu"):
     except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{file} does not hold the weights of {INCEPTION_URL}: {reason}") from error
-    return net.to(device)
+    return net.to(device, memory_format=torch.channels_last)
 
 
 def features(images, kind, net=None):
@@ -1178,7 +1178,7 @@ def eval_command(args):
     print(f"""
 FID, MMD: 0 is best, and the first row the floor at this n.
 kNN (k = {args.k}), Bayes: share mistaken, the smaller of real and generated; 0.5 is
-best, 0 is told apart.
+best, 0 is told apart; the first row says how far real images get.
 conf., >0.9: how sure the classifier is, on average and how often above 0.9;
 this is no accuracy. acc.: read as the label they were drawn for.
 rdd: 1 is best; the mean of the classes, with * over all images at once.""")
