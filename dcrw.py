@@ -203,36 +203,30 @@ def draw_pictures(nets, args, held_out, folder, step):
 
 
 def draw_losses(folder):
-    """losses.png (Figure 6): L_x above and L_z below over the updates, on a log axis, out of log.csv; dots are held-out."""
+    """losses.png (Figure 6) out of log.csv: L_x and L_z over the updates, in nats on a log axis; circles are held-out."""
     with open(folder / "log.csv", newline="") as file:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    width, height, left, bottom = 640, 420, 50, 40
-    values = [row[name] for row in rows for name in ("l_x", "l_z", "test_l_x", "test_l_z") if row.get(name, 0) > 0]
-    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)]
-    low = max([tick for tick in ticks if tick <= min(values)], default=ticks[0])
-    high = min([tick for tick in ticks if tick >= max(values)], default=ticks[-1])
-    image = Image.new("RGB", (width, height), "white")
+    values = [max(row[name], 0.1) for row in rows for name in ("l_x", "l_z", "test_l_x", "test_l_z") if name in row]
+    low = math.floor(math.log10(min(values)))                          # the axis has whole decades
+    high = max(math.ceil(math.log10(max(values))), low + 1)
+    image = Image.new("RGB", (640, 400), "white")
     pen = ImageDraw.Draw(image)
 
-    def at(step, value):
-        share = math.log(max(value, low) / low) / math.log(high / low)
-        return left + (width - left - 20) * step / rows[-1]["step"], height - bottom - (height - bottom - 20) * share
+    def at(share, value):
+        return 50 + 570 * share, 360 - 340 * (math.log10(max(value, 0.1)) - low) / (high - low)
 
-    for tick in ticks:
-        if low <= tick <= high:
-            pen.line([at(0, tick), at(rows[-1]["step"], tick)], fill="#dddddd")
-            pen.text((left - 6, at(0, tick)[1]), f"{tick:g}", fill="black", anchor="rm")
-    for quarter in range(5):
-        step = rows[-1]["step"] * quarter / 4
-        pen.text((at(step, low)[0], height - bottom + 6), f"{step:.0f}", fill="black", anchor="mt")
-    pen.text((width / 2, height - 6), "updates; nats an image, lines: training, dots: held-out", fill="black", anchor="ms")
-    for name, colour, label in (("l_x", "#1f5fbf", "L_x"), ("l_z", "#d0501f", "L_z")):
-        pen.line([at(row["step"], row[name]) for row in rows], fill=colour, width=2)
-        for row in rows:
-            if f"test_{name}" in row:
-                x, y = at(row["step"], row[f"test_{name}"])
-                pen.ellipse([x - 3, y - 3, x + 3, y + 3], outline=colour)
-        pen.text((width - 24, at(0, rows[-1][name])[1] - 8), label, fill=colour, anchor="rs")
+    for value in (digit * 10.0**decade for decade in range(low, high) for digit in (1, 2, 5)):
+        pen.line([at(0, value), at(1, value)], fill="#dddddd")
+        pen.text((44, at(0, value)[1]), f"{value:g}", fill="black", anchor="rm")
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        pen.text((at(share, 1)[0], 366), f"{share * rows[-1]['step']:.0f}", fill="black", anchor="mt")
+    pen.text((335, 394), "updates (circles: held-out images)", fill="black", anchor="ms")
+    for name, label, colour in (("l_x", "L_x", "#1f5fbf"), ("l_z", "L_z", "#d0501f")):
+        points = [at(row["step"] / rows[-1]["step"], row[name]) for row in rows]
+        pen.line(points, fill=colour, width=2)
+        pen.text((625, points[-1][1] - 10), label, fill=colour, anchor="rs")
+        for x, y in (at(row["step"] / rows[-1]["step"], row["test_" + name]) for row in rows if "test_" + name in row):
+            pen.ellipse([x - 3, y - 3, x + 3, y + 3], outline=colour)
     image.save(folder / "losses.png")
 
 

@@ -334,7 +334,7 @@ def test_pictures(tmp_path):
 
 
 def test_loss_curves(tmp_path):
-    """L_x = 100 lies on the top line of an axis from 10 to 100, L_z = 10 on the bottom one, sqrt(1000) half-way."""
+    """L_x = 100 lies on the top line of an axis from 10 to 100, L_z = 10 on the bottom one, 10 sqrt(10) half-way."""
     rows = [["step", "l_x", "l_z", "test_l_x", "test_l_z", "images_per_s"]]
     rows += [[50, 100, 10, "", "", 9], [100, 100, 10, 31.6227766, "", 9]]
     with open(tmp_path / "log.csv", "w", newline="") as file:
@@ -348,6 +348,7 @@ def test_loss_curves(tmp_path):
     assert {y for x, y in blue if abs(x - 1.2 * half) < 9} <= {top - 1, top, top + 1}
     assert {y for x, y in red if abs(x - 1.2 * half) < 9} <= {bottom - 1, bottom, bottom + 1}
     dot = [(x, y) for x, y in blue if abs(y - middle) < 9]
+    assert dot
     assert sum(x for x, _ in dot) / len(dot) == pytest.approx(image.width - 20, abs=1.5)
     assert sum(y for _, y in dot) / len(dot) == pytest.approx(middle, abs=1.5)
 
