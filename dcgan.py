@@ -262,7 +262,7 @@ def parse_args(argv=None):
     add("--out", help="the run's folder; runs/dcgan-DATASET (gan-, wgan-) if not given")
     add("--resume", metavar="RUN", help="go on with this run")
     add("--sample", type=metrics.count, metavar="N", help="only draw N images of the run given by --resume, into --out")
-    add("--seed", type=int, default=0, help="of weights, batches and latents")
+    add("--seed", type=metrics.seed, default=0, help="of weights, batches and latents")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
     add("--epochs", type=metrics.count, help="times through the data; 25, for digits 4, if not given")
     add("--iters", type=metrics.count, help="stop after this many updates; takes the place of --epochs")
@@ -315,15 +315,15 @@ def main(argv=None):
     except (data.InputError, FloatingPointError, OSError) as error:
         print(f"dcgan.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # outside the updates, where there is nothing to save
+        sys.exit(130)
 
 
 def train(args):
     wgan = args.objective == "wgan"
     name = "wgan" if wgan else "dcgan" if args.arch == "conv" else "gan"
-    folder = Path(args.resume or args.out or f"runs/{name}-{Path(args.dataset).name}")
-    if not args.resume and (folder / "checkpoint.pt").exists():
-        raise data.InputError(f"{folder} holds a run already: go on with --resume {folder}, or name another with --out")
-    device = torch.device(args.device)
+    folder = metrics.run_folder(args, f"runs/{name}-{Path(args.dataset).name}")
+    device = metrics.device_of(args.device)
     images, labels = data.load(args.dataset, args.data_dir, size=args.size)
     if args.resume and images.shape[1:] != (args.channels, args.size, args.size):
         raise data.InputError(f"{args.dataset} has images of {tuple(images.shape[1:])}, the run {args.resume} was "
@@ -349,6 +349,7 @@ def train(args):
     shown = nn.Identity() if wgan else nn.Sigmoid()
     optimisers = {"G": opt_G, "D": opt_D}
     start = metrics.restore_run(args.resume, nets, optimisers) if args.resume else 0
+    served = data.batches(images, args.batch_size, device, args.seed, start * args.d_steps, labels)
     total = args.iters or args.epochs * (len(images) // args.batch_size) // args.d_steps
     if start >= total:
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
@@ -356,7 +357,6 @@ def train(args):
         for net in nets.values():
             net.compile()
 
-    served = data.batches(images, args.batch_size, device, args.seed, start * args.d_steps, labels)
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     only_now = ("out", "resume", "sample", "explore", "concepts", "attributes", "latents")
     kept = {name: value for name, value in vars(args).items() if name not in only_now}

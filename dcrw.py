@@ -243,7 +243,7 @@ def parse_args(argv=None):
     add("--out", help="the run's folder; runs/dcrw-DATASET, or runs/dcrw-none-DATASET, if not given")
     add("--resume", metavar="RUN", help="go on with this run")
     add("--sample", type=metrics.count, metavar="N", help="only draw N images of the run given by --resume, into --out")
-    add("--seed", type=int, default=0, help="of weights, batches and latents")
+    add("--seed", type=metrics.seed, default=0, help="of weights, batches and latents")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
     add("--epochs", type=metrics.count, default=15, help="times through the data; the paper does not say its number")
     add("--iters", type=metrics.count, help="stop after this many updates; takes the place of --epochs")
@@ -278,14 +278,14 @@ def main(argv=None):
     except (data.InputError, FloatingPointError, OSError) as error:
         print(f"dcrw.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # outside the updates, where there is nothing to save
+        sys.exit(130)
 
 
 def train(args):
     kind = "dcrw-none" if args.read == "none" else "dcrw"
-    folder = Path(args.resume or args.out or f"runs/{kind}-{Path(args.dataset).name}")
-    if not args.resume and (folder / "checkpoint.pt").exists():
-        raise data.InputError(f"{folder} holds a run already: go on with --resume {folder}, or name another with --out")
-    device = torch.device(args.device)
+    folder = metrics.run_folder(args, f"runs/{kind}-{Path(args.dataset).name}")
+    device = metrics.device_of(args.device)
     images, _ = data.load(args.dataset, args.data_dir, size=args.size)
     if args.resume and images.shape[1:] != (args.channels, args.size, args.size):
         raise data.InputError(f"{args.dataset} has images of {tuple(images.shape[1:])}, the run {args.resume} was "
@@ -300,6 +300,7 @@ def train(args):
     net = nets["DCRW"].to(device, memory_format=torch.channels_last)
     optimisers = {"DCRW": torch.optim.Adam(net.parameters(), lr=args.lr, fused=True)}
     start = metrics.restore_run(args.resume, nets, optimisers) if args.resume else 0
+    served = data.batches(images, args.batch_size, device, args.seed, start=start)
     total = args.iters or args.epochs * (len(images) // args.batch_size)
     if start >= total:
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
@@ -314,7 +315,7 @@ def train(args):
     began = since = time.perf_counter()
     sums, printed = 0, start
     with metrics.ctrl_c() as stopping:
-        for step, x in enumerate(data.batches(images, args.batch_size, device, args.seed, start=start), start + 1):
+        for step, x in enumerate(served, start + 1):
             with autocast:
                 c, mu, log_sigma = net(x, net.draw_noise(args.batch_size, device=device))
             L_x, L_z = reconstruction(c, x).mean(), kl(mu, log_sigma).sum(0).mean()

@@ -386,9 +386,9 @@ def parse_args(argv=None):
     add("--out", help="the run's folder; runs/de_gan-DATASET (or de_gan-plain-DATASET) if not given")
     add("--resume", metavar="RUN", help="go on with this run")
     add("--sample", type=metrics.count, metavar="N", help="only draw N images of the run given by --resume, into --out")
-    add("--seed", type=int, default=0, help="of weights, batches and latents")
+    add("--seed", type=metrics.seed, default=0, help="of weights, batches and latents")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
-    add("--epochs", type=metrics.count, help="times through the data after the VAE's updates; the paper's MNIST run took 25")
+    add("--epochs", type=metrics.count, help="times through the data after the VAE's updates; the paper's 25, for digits 4, if not given")
     add("--iters", type=metrics.count, help="stop after this many updates, the VAE's counted; takes the place of --epochs")
     add("--batch-size", type=metrics.count, default=64, help="the paper prints none")
     add("--lr-g", type=metrics.rate, default=2e-4, help="Adam's rate for G")
@@ -424,14 +424,14 @@ def main(argv=None):
     except (data.InputError, FloatingPointError, OSError) as error:
         print(f"de_gan.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # outside the updates, where there is nothing to save
+        sys.exit(130)
 
 
 def train(args):
     name = "de_gan-plain" if args.noise == "plain" else "de_gan"
-    folder = Path(args.resume or args.out or f"runs/{name}-{Path(args.dataset).name}")
-    if not args.resume and (folder / "checkpoint.pt").exists():
-        raise data.InputError(f"{folder} holds a run already: go on with --resume {folder}, or name another with --out")
-    device = torch.device(args.device)
+    folder = metrics.run_folder(args, f"runs/{name}-{Path(args.dataset).name}")
+    device = metrics.device_of(args.device)
     images, labels = data.load(args.dataset, args.data_dir, size=args.size)
     classes = int(labels.max()) + 1 if args.conditional else 0
     if args.resume and (*images.shape[1:], classes) != (args.channels, args.size, args.size, args.classes):
@@ -445,7 +445,6 @@ def train(args):
     args.accuracy_every = args.accuracy_every or per_epoch
     if args.amp is None:
         args.amp = data.has_bf16(device)
-    tell_dimension(images, args.z_dim)
     classifier = metrics.classifier_of(args.dataset, args.data_dir, args.size, device) if classes else None
 
     torch.manual_seed(args.seed)
@@ -456,6 +455,7 @@ def train(args):
     optimisers = {key: torch.optim.Adam(net.parameters(), lr=rates[key], fused=True,
                                         betas=(0.9, 0.999) if key == "vae" else (0.5, 0.999)) for key, net in nets.items()}
     start = metrics.restore_run(args.resume, nets, optimisers) if args.resume else 0
+    stream = data.batches(images, args.batch_size, device, args.seed, start=start, labels=labels)
     total = args.iters or args.vae_iters + args.epochs * per_epoch
     if start >= total:
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
@@ -463,6 +463,7 @@ def train(args):
     if args.compile:
         for net in (nets["G"], nets["D"], *([vae.encoder, vae.decoder] if vae else [])):
             net.compile()
+    tell_dimension(images, args.z_dim)
 
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "sample")}
@@ -474,7 +475,6 @@ def train(args):
     began = since = time.perf_counter()
     sums, printed = 0, start
     with metrics.ctrl_c() as stopping:
-        stream = data.batches(images, args.batch_size, device, args.seed, start=start, labels=labels)
         for step, (x, y) in enumerate(stream, start + 1):
             game = step > args.vae_iters
             if game and vae and vae.training:

@@ -371,7 +371,7 @@ def parse_args(argv=None):
     add("--out", help="the run's folder; runs/OBJECTIVE-DATASET if not given")
     add("--resume", metavar="RUN", help="go on with this run")
     add("--sample", type=metrics.count, metavar="N", help="only draw N images of the run given by --resume, into --out")
-    add("--seed", type=int, default=0, help="of weights, batches and latents")
+    add("--seed", type=metrics.seed, default=0, help="of weights, batches and latents")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
     add("--epochs", type=metrics.count, help="times through the data, over which the rates fall; 30, for digits 4, if not given")
     add("--iters", type=metrics.count, help="stop after this many updates; takes the place of --epochs")
@@ -420,13 +420,13 @@ def main(argv=None):
     except (data.InputError, FloatingPointError, OSError) as error:
         print(f"draw_gan.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # outside the updates, where there is nothing to save
+        sys.exit(130)
 
 
 def train(args):
-    folder = Path(args.resume or args.out or f"runs/{args.objective}-{Path(args.dataset).name}")
-    if not args.resume and (folder / "checkpoint.pt").exists():
-        raise data.InputError(f"{folder} holds a run already: go on with --resume {folder}, or name another with --out")
-    device = torch.device(args.device)
+    folder = metrics.run_folder(args, f"runs/{args.objective}-{Path(args.dataset).name}")
+    device = metrics.device_of(args.device)
     images, _ = data.load(args.dataset, args.data_dir, size=args.size)
     if args.resume and images.shape[1:] != (args.channels, args.size, args.size):
         raise data.InputError(f"{args.dataset} has images of {tuple(images.shape[1:])}, the run {args.resume} was "
@@ -452,6 +452,7 @@ def train(args):
         D.to(device, memory_format=torch.channels_last)
         opt_D = optimisers["D"] = torch.optim.Adam(D.parameters(), lr=args.lr_d, betas=(0.5, 0.999), fused=True)
     start = metrics.restore_run(args.resume, nets, optimisers) if args.resume else 0
+    served = data.batches(images, args.batch_size, device, args.seed, start=start)
     planned = args.epochs * (len(images) // args.batch_size)
     total = args.iters or planned
     if start >= total:
@@ -472,7 +473,7 @@ def train(args):
     began = since = time.perf_counter()
     sums, printed = 0, start
     with metrics.ctrl_c() as stopping:
-        for step, x in enumerate(data.batches(images, args.batch_size, device, args.seed, start=start), start + 1):
+        for step, x in enumerate(served, start + 1):
             x = binarise(x, args.binarise)
             for optimiser, lr in zip(optimisers.values(), (args.lr_g, args.lr_d)):
                 optimiser.param_groups[0]["lr"] = lr * max(1 - (step - 1) / planned, 0.05)

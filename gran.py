@@ -220,9 +220,9 @@ def parse_args(argv=None):
     add("--out", help="the run's folder; runs/granT-DATASET if not given")
     add("--resume", metavar="RUN", help="go on with this run")
     add("--sample", type=metrics.count, metavar="N", help="only draw N images of the run given by --resume, into --out")
-    add("--seed", type=int, default=0, help="of weights, batches and latents")
+    add("--seed", type=metrics.seed, default=0, help="of weights, batches and latents")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
-    add("--epochs", type=metrics.count, help="times through the data; the paper's published runs took 15 to 70")
+    add("--epochs", type=metrics.count, help="times through the data; 15, for digits 4, if not given; the paper's took 15 to 70")
     add("--iters", type=metrics.count, help="stop after this many updates; takes the place of --epochs")
     add("--batch-size", type=metrics.count, default=100, help="the paper's is 100")
     add("--lr-g", type=metrics.rate, help="Adam's rate for G; 2e-4, for CIFAR-10 1e-4, if not given")
@@ -255,13 +255,13 @@ def main(argv=None):
     except (data.InputError, FloatingPointError, OSError) as error:
         print(f"gran.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # outside the updates, where there is nothing to save
+        sys.exit(130)
 
 
 def train(args):
-    folder = Path(args.resume or args.out or f"runs/gran{args.steps}-{Path(args.dataset).name}")
-    if not args.resume and (folder / "checkpoint.pt").exists():
-        raise data.InputError(f"{folder} holds a run already: go on with --resume {folder}, or name another with --out")
-    device = torch.device(args.device)
+    folder = metrics.run_folder(args, f"runs/gran{args.steps}-{Path(args.dataset).name}")
+    device = metrics.device_of(args.device)
     images, _ = data.load(args.dataset, args.data_dir, size=args.size)
     if args.resume and images.shape[1:] != (args.channels, args.size, args.size):
         raise data.InputError(f"{args.dataset} has images of {tuple(images.shape[1:])}, the run {args.resume} was "
@@ -277,6 +277,7 @@ def train(args):
     opt_D = torch.optim.Adam(D.parameters(), lr=args.lr_d, betas=(0.5, 0.999), fused=True)
     optimisers = {"G": opt_G, "D": opt_D}
     start = metrics.restore_run(args.resume, nets, optimisers) if args.resume else 0
+    served = data.batches(images, args.batch_size, device, args.seed, start=start)
     total = args.iters or args.epochs * (len(images) // args.batch_size)
     if start >= total:
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
@@ -292,7 +293,7 @@ def train(args):
     began = since = time.perf_counter()
     sums, printed = 0, start
     with metrics.ctrl_c() as stopping:
-        for step, x in enumerate(data.batches(images, args.batch_size, device, args.seed, start=start), start + 1):
+        for step, x in enumerate(served, start + 1):
             with autocast:
                 fake = G(G.draw_z(args.batch_size, device=device))
                 real_logit, fake_logit = D(x), D(fake.detach())  # apart: each has its own batch statistics

@@ -68,11 +68,16 @@ def save_run(folder, script, args, step, nets, optimisers):
 def _write(path, content):
     """torch.save under another name, synced, and moved to `path` in one step: the file is whole or as it was."""
     part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch covers a full disk with a RuntimeError of its own
+        part.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) or error.__context__ is None else error.__context__
+        raise OSError(f"{path} cannot be written and stays as it was: {cause}") from error
 
 
 def load_checkpoint(path, script=None):
@@ -158,7 +163,7 @@ def load_run(path, device="cpu", steps=None):
     plain = re.fullmatch(r"[a-z][a-z0-9_]*", script) and script not in ("data", "metrics")
     if not plain or not (HERE / f"{script}.py").is_file():
         raise InputError(f"{path} names the script {script!r}, and no such script stands beside metrics.py")
-    module = importlib.import_module(script)
+    module, device = importlib.import_module(script), device_of(device)
     if steps is not None and ("steps" not in inspect.signature(module.sample).parameters or steps < 1):
         raise InputError(f"{path}@{steps}: @STEPS is for recurrent models, from 1 step on; {script}.py takes none such")
     args = argparse.Namespace(**checkpoint["args"])
@@ -167,9 +172,8 @@ def load_run(path, device="cpu", steps=None):
         for name, net in nets.items():
             net.load_state_dict(checkpoint["nets"][name])
             net.to(device).eval()
-    except (AttributeError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} does not fit {script}.py as it is now: {reason}; use the version of then") from error
+    except UNFIT as error:
+        raise _unfit(path, script, error) from error
     for layer in nets["D"].modules() if "D" in nets else ():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # D judges with batch statistics, as in training,
             layer.train()
@@ -179,17 +183,52 @@ def load_run(path, device="cpu", steps=None):
     return Run(module, nets, args, checkpoint["step"], script, name, device, steps)
 
 
+UNFIT = (AttributeError, KeyError, RuntimeError, ValueError)  # of a checkpoint whose parts are not those of the script
+
+
+def _unfit(path, script, error):
+    reason = str(error).strip().splitlines()[0]
+    return InputError(f"{path} does not fit {script}.py as it is now: {reason}; use the version of then")
+
+
 def restore_run(path, nets, optimisers):
     """Puts nets, optimisers and random states back to where the checkpoint left them; -> its step."""
     checkpoint = load_checkpoint(path)
-    for name, net in nets.items():
-        net.load_state_dict(checkpoint["nets"][name])
-    for name, optimiser in optimisers.items():
-        optimiser.load_state_dict(checkpoint["optimisers"][name])
-    torch.set_rng_state(checkpoint["rng"]["cpu"])
-    if checkpoint["rng"]["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+    try:
+        for name, net in nets.items():
+            net.load_state_dict(checkpoint["nets"][name])
+        for name, optimiser in optimisers.items():
+            optimiser.load_state_dict(checkpoint["optimisers"][name])
+        torch.set_rng_state(checkpoint["rng"]["cpu"])
+        if checkpoint["rng"]["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+    except UNFIT as error:
+        raise _unfit(path, checkpoint["script"], error) from error
     return checkpoint["step"]
+
+
+def run_folder(args, default):
+    """The folder of a run to train: args.resume, args.out or the default, as a Path; nothing is made yet.
+
+    Raises InputError where a new run would meet an old one, or nothing can be written.
+    """
+    folder = Path(args.resume or args.out or default)
+    if not args.resume and (folder / "checkpoint.pt").exists():
+        raise InputError(f"{folder} holds a run already: go on with --resume {folder}, or name another with --out")
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise InputError(f"{folder} cannot be written: {place} is no folder, or is read-only; name another with --out")
+    return folder
+
+
+def device_of(text):
+    """The torch.device of that name; InputError where there is no such device."""
+    try:
+        torch.zeros(1, device=text).tolist()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
+        raise InputError(f"device {text} cannot be used: {reason}; --device cpu can") from error
+    return torch.device(text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -221,6 +260,13 @@ def rate(text):
     return float(text)
 
 
+def seed(text):
+    """Type of a flag that is a seed: an int as torch takes them."""
+    if not -(2**63) <= int(text) < 2**63 - 1:
+        raise argparse.ArgumentTypeError(f"{text} is more than 64 bits hold")
+    return int(text)
+
+
 FREE_ON_RESUME = {"data_dir", "device", "epochs", "iters", "log_every", "sample_every", "compile", "amp"}
 
 
@@ -232,6 +278,11 @@ def resumed_args(parser, argv, script, free=()):
     """
     resume = parser.parse_args(argv).resume
     saved = load_checkpoint(resume, script)["args"]
+    if Path(resume).is_file():
+        parser.error(f"--resume takes the run's folder, not its file: {Path(resume).parent}")
+    missing = {"channels", "size", "batch_size", "epochs", "iters"} - saved.keys()
+    if missing:
+        raise _unfit(resume, script, f"its args have no {min(missing)}")
     typed = parser.parse_args(argv, argparse.Namespace(out=None, resume=None, sample=None, **saved))
     for name in saved.keys() - FREE_ON_RESUME - set(free):
         if getattr(typed, name) != saved[name]:
@@ -273,10 +324,11 @@ def open_log(path, start, columns):
     if start and path.exists():
         with open(path, newline="") as file:
             rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= start]
-    file = open(path, "w", newline="", buffering=1)  # noqa: SIM115  (stays open as long as the run)
-    writer = csv.writer(file)
-    writer.writerows([columns, *rows])
-    return writer
+    part = path.with_name(path.name + ".part")  # a run killed here keeps the rows that it has
+    with open(part, "w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    os.replace(part, path)
+    return csv.writer(open(path, "a", newline="", buffering=1))  # open as long as the run
 
 
 @contextlib.contextmanager
@@ -1378,7 +1430,7 @@ def parse_args(argv=None):
         whole = command is dim_
         text = "training images; all if not given" if whole else "images of each, as far as there are"
         command.add_argument("--n", type=count, default=None if whole else 10000, help=text)
-        command.add_argument("--seed", type=int, default=0, help="of samples and of the shuffling of images")
+        command.add_argument("--seed", type=seed, default=0, help="of samples and of the shuffling of images")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         command.add_argument("--device", default=device, help="cpu, cuda, cuda:1, ...")
         command.add_argument("--json", metavar="FILE", help="write all figures there too")
@@ -1389,10 +1441,7 @@ def main(argv=None):
     args = parse_args(argv)
     command = {"eval": eval_command, "gam": gam_command, "dim": dim_command, "folders": folders_command}[args.command]
     try:
-        try:
-            torch.empty(0, device=args.device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {args.device}: {str(error).splitlines()[0]}") from error
+        device_of(args.device)
         command(args)
     except (InputError, OSError) as error:
         print(f"metrics.py: error: {error}", file=sys.stderr)

@@ -272,7 +272,7 @@ def parse_args(argv=None):
     add("--out", help="the run's folder; runs/OBJECTIVE-DATASET if not given")
     add("--resume", metavar="RUN", help="go on with this run")
     add("--sample", type=metrics.count, metavar="N", help="only draw N images of the run given by --resume, into --out")
-    add("--seed", type=int, default=0, help="of weights, batches and latents")
+    add("--seed", type=metrics.seed, default=0, help="of weights, batches and latents")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
     add("--epochs", type=metrics.count, default=20, help="times through the data")
     add("--iters", type=metrics.count, help="stop after this many updates; takes the place of --epochs")
@@ -309,13 +309,13 @@ def main(argv=None):
     except (data.InputError, FloatingPointError, OSError) as error:
         print(f"vae.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # outside the updates, where there is nothing to save
+        sys.exit(130)
 
 
 def train(args):
-    folder = Path(args.resume or args.out or f"runs/{args.objective}-{Path(args.dataset).name}")
-    if not args.resume and (folder / "checkpoint.pt").exists():
-        raise data.InputError(f"{folder} holds a run already: go on with --resume {folder}, or name another with --out")
-    device = torch.device(args.device)
+    folder = metrics.run_folder(args, f"runs/{args.objective}-{Path(args.dataset).name}")
+    device = metrics.device_of(args.device)
     images, labels = data.load(args.dataset, args.data_dir, size=args.size)
     test_images, test_labels = data.load(args.dataset, args.data_dir, split="test", size=args.size)
     if args.resume and images.shape[1:] != (args.channels, args.size, args.size):
@@ -341,6 +341,7 @@ def train(args):
                         for net in (D_z, encoder))
         optimisers |= {"D_z": opt_D, "encoder": opt_E}
     start = metrics.restore_run(args.resume, nets, optimisers) if args.resume else 0
+    served = data.batches(images, args.batch_size, device, args.seed, start, labels if args.conditional else None)
     total = args.iters or args.epochs * (len(images) // args.batch_size)
     if start >= total:
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
@@ -356,7 +357,6 @@ def train(args):
     ending = ["test_reconstruction", "test_kl", "test_bound"]  # filled in the last row
     log = metrics.open_log(folder / "log.csv", start, ["step", *names, "images_per_s", *ending])
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.amp)
-    served = data.batches(images, args.batch_size, device, args.seed, start, labels if args.conditional else None)
     began = since = time.perf_counter()
     sums, printed = 0, start
     with metrics.ctrl_c() as stopping:
