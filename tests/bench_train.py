@@ -1,0 +1,259 @@
+"""Training and sampling speed of every script beside the loop as usually written: python tests/bench_train.py [PART ...]
+
+    python tests/bench_train.py --dataset mnist --data-dir DIR          all parts; gran5, dcgan, ... name some of them
+    python tests/bench_train.py gran5 --device cuda --updates 300
+
+Both loops are the script itself, run as a user runs it, in turn, and timed by the lines it prints; each in a process of
+its own, so that its peak memory is its own. The usual loop is what most ports have: images through torchvision's
+transforms and a DataLoader with two workers, float32, contiguous tensors, Adam as it comes, and a line after every update,
+for which the device is waited for. `usual` below makes it out of a script by replacing these five things and no other.
+
+Columns: ms an update and images/s of ours (the median over rounds), peak memory in GiB (resident, on CUDA allocated), how
+many times as fast as the usual loop, the share of the time that passes outside of the networks, their losses' backward
+pass and the optimisers, and the floor: the update's counted floating-point operations at the machine's matrix rate, as a
+share of the time taken. Then 10,000 samples, `--help`, and the time from the command to the first update, in seconds.
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+PARTS = {  # name: (script and its own flags, data set or None for --dataset's, updates a line)
+    "gran1": ("gran.py --steps 1", None, 20),
+    "gran3": ("gran.py --steps 3", None, 10),
+    "gran5": ("gran.py --steps 5", None, 10),
+    "draw": ("draw_gan.py", None, 20),
+    "draw-gan": ("draw_gan.py --objective draw-gan", None, 20),
+    "dcrw": ("dcrw.py", None, 20),
+    "dcrw-none": ("dcrw.py --read none", None, 20),
+    "dcgan": ("dcgan.py", None, 20),
+    "gan": ("dcgan.py --arch dense", None, 50),
+    "wgan": ("dcgan.py --objective wgan", None, 10),
+    "de_gan": ("de_gan.py --vae-iters 1", None, 20),
+    "vae": ("vae.py", None, 100),
+    "gran3-cifar10": ("gran.py --steps 3", "cifar10", 2),
+    "dcgan-cifar10": ("dcgan.py", "cifar10", 10),
+    "de_gan-cifar10": ("de_gan.py --vae-iters 1", "cifar10", 2),
+}
+
+
+# ------------------------------------------------------------------------------- inside the process that is measured
+
+
+def usual():
+    """Makes the scripts' loop the usual one."""
+    import torch
+    from torchvision import transforms
+
+    import data
+
+    class Pictures(torch.utils.data.Dataset):
+        def __init__(self, images, labels):
+            self.images, self.labels = images, labels
+            self.transform = transforms.Compose([transforms.ToPILImage(), transforms.ToTensor()])
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, i):
+            x = self.transform(self.images[i])
+            return x if self.labels is None else (x, self.labels[i])
+
+    def batches(images, batch_size, device, seed, start=0, labels=None):
+        loader = torch.utils.data.DataLoader(Pictures(images, labels), batch_size, shuffle=True, num_workers=2, drop_last=True)
+        while True:
+            for batch in loader:
+                yield batch.to(device) if labels is None else tuple(part.to(device) for part in batch)
+
+    to, adam = torch.nn.Module.to, torch.optim.Adam
+    torch.nn.Module.to = lambda net, *places, memory_format=None, **more: to(net, *places, **more)
+    torch.optim.Adam = lambda *params, fused=None, **more: adam(*params, **more)
+    data.batches = batches
+
+
+def shares(main, argv):
+    """Runs a script; -> the share of the time from its first to its last line that is outside of nets and gradients."""
+    import torch
+
+    inside, depth, marks = [0.0], [0], []
+
+    def timed(owner, name):
+        function = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            depth[0] += 1
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                depth[0] -= 1
+                inside[0] += 0 if depth[0] else time.perf_counter() - began
+
+        setattr(owner, name, call)
+
+    class Lines(io.StringIO):
+        def write(self, text):
+            if text.startswith("step"):
+                marks.append((time.perf_counter(), inside[0]))
+            return len(text)
+
+    timed(torch.nn.Module, "__call__")
+    timed(torch.Tensor, "backward")
+    timed(torch.optim.Adam, "step")
+    timed(torch.optim.RMSprop, "step")
+    timed(torch.optim.Optimizer, "zero_grad")
+    with contextlib.redirect_stdout(Lines()):
+        main(argv)
+    (began, before), (ended, after) = marks[0], marks[-1]
+    return 1 - (after - before) / (ended - began)
+
+
+def operations(main, argv):
+    """(floating-point operations, kernel launches, None on a CPU) of one update: what two take more than one."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    cuda = "cuda" in argv[argv.index("--device") + 1]
+    found = []
+    for iters in ("2", "3"):
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            kinds = [torch.profiler.ProfilerActivity.CPU]
+            with FlopCounterMode(display=False) as counter, torch.profiler.profile(activities=kinds) if cuda else \
+                    contextlib.nullcontext() as profile:
+                main([*argv, "--iters", iters, "--out", folder + "/run"])
+        launches = sum(e.count for e in profile.key_averages() if "LaunchKernel" in e.key) if cuda else 0
+        found.append((counter.get_total_flops(), launches))
+    return found[1][0] - found[0][0], found[1][1] - found[0][1] if cuda else None
+
+
+def inner(mode, script, argv):
+    """What a process of its own does: run the script as it is, or so as to find out one thing about it."""
+    if mode == "usual":
+        usual()
+    main = importlib.import_module(script.removesuffix(".py")).main
+    if mode in ("ours", "usual"):
+        main(argv)
+        import torch
+
+        if torch.cuda.is_initialized():
+            print("allocated", torch.cuda.max_memory_allocated() / 2**30)
+    else:
+        print(json.dumps({"shares": shares, "operations": operations}[mode](main, argv)))
+
+
+# ------------------------------------------------------------------------------------------- the process that measures
+
+
+def timed_lines(mode, script, argv, per_line):
+    """Runs a script in a process; -> (s an update between its first and last line, s to its first line, peak GiB)."""
+    began = time.perf_counter()
+    command = [sys.executable, __file__, "--inner", mode, script, *argv, "--log-every", "1" if mode == "usual" else str(per_line)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    marks, allocated = [], None
+    for line in process.stdout:
+        step = re.match(r"step +(\d+)/.*img/s", line)
+        if step:
+            marks.append((time.perf_counter(), int(step[1])))
+        if line.startswith("allocated"):
+            allocated = float(line.split()[1])
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode or len(marks) < 3:
+        sys.exit(f"{' '.join(command)} failed:\n{errors}")
+    first = next(mark for mark in marks if mark[1] >= per_line)
+    last = marks[-1]
+    return (last[0] - first[0]) / (last[1] - first[1]), marks[0][0] - began, allocated or usage.ru_maxrss / 2**20
+
+
+def asked(mode, script, argv):
+    """What a process of its own finds out by `shares` or `operations`."""
+    out = subprocess.run([sys.executable, __file__, "--inner", mode, script, *argv], capture_output=True, text=True, check=False)
+    if out.returncode:
+        sys.exit(out.stderr)
+    return json.loads(out.stdout.splitlines()[-1])
+
+
+def matrix_rate(device):
+    """The machine's FLOP/s in products of matrices 4096 wide, in the type that training takes there."""
+    import torch
+
+    import data
+
+    dtype = torch.bfloat16 if data.has_bf16(device) else torch.float32
+    a = torch.randn(4096, 4096, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()
+        seconds.append(time.perf_counter() - began)
+    return 2 * 4096**3 / min(seconds), str(dtype).removeprefix("torch.")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("part", nargs="*", help=", ".join(PARTS))
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--lines", type=int, default=4, help="lines of ours to time, each of the part's updates")
+    parser.add_argument("--rounds", type=int, default=2)
+    args = parser.parse_args()
+    import torch
+
+    rate, dtype = matrix_rate(args.device)
+    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; {dtype} products at {rate / 1e9:.0f} GFLOP/s")
+    print(f"{'':15} {'ms':>7} {'img/s':>7} {'GiB':>5} {'usual':>6} {'outside':>8} {'floor':>6} {'samples':>8} {'--help':>7} {'start':>6}",
+          flush=True)  # fmt: skip
+    for part in args.part or PARTS:
+        flags, dataset, per_line = PARTS[part]
+        script, *flags = flags.split()
+        flags += ["--dataset", dataset or args.dataset, "--data-dir", args.data_dir, "--device", args.device]
+        flags += ["--sample-every", "1000000000"]
+        with tempfile.TemporaryDirectory() as folder:
+            found = {"ours": [], "usual": []}
+            for turn in range(args.rounds):
+                for mode, times in found.items():
+                    iters = str(per_line * (args.lines + 1))
+                    more = ["--no-amp"] if mode == "usual" else []
+                    run = ["--iters", iters, "--out", f"{folder}/{mode}{turn}"]
+                    times.append(timed_lines(mode, script, [*flags, *more, *run], per_line))
+            ours, theirs = (statistics.median(row[0] for row in found[mode]) for mode in ("ours", "usual"))
+            batch_size = json.loads(Path(folder, "ours0", "args.json").read_text())["batch_size"]
+            lines = ["--iters", str(4 * per_line), "--log-every", str(per_line)]
+            outside = asked("shares", script, [*flags, *lines, "--out", f"{folder}/shares"])
+            flops, launches = asked("operations", script, flags)
+
+            import metrics
+
+            run = metrics.load_run(f"{folder}/ours0", args.device)
+            n = 10_000 if dataset is None else 1000
+            began = time.perf_counter()
+            run.sample(n)[0, 0, 0, 0].item()
+            sampling = (time.perf_counter() - began) * 10_000 / n
+        began = time.perf_counter()
+        subprocess.run([sys.executable, ROOT / script, "--help"], stdout=subprocess.DEVNULL, check=True)
+        start = time.perf_counter() - began
+        print(f"{part:15} {1000 * ours:7.1f} {batch_size / ours:7.0f} {found['ours'][0][2]:5.2f} {theirs / ours:6.2f} {outside:8.1%} "
+              f"{flops / rate / ours:6.0%} {sampling:8.1f} {start:7.1f} {min(row[1] for row in found['ours']):6.1f}"
+              + (f"  {launches} launches" if launches else ""), flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--inner"]:
+        inner(sys.argv[2], sys.argv[3], sys.argv[4:])
+    else:
+        main()
