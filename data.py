@@ -26,6 +26,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import math
 import os
 import re
 import signal
@@ -477,3 +478,194 @@ def _broken():
 # Embedded data sets -------------------------------------------------------------------------------------------------
 
 DRAWN_VERSION = 1  # raise it whenever the drawing changes, so that cached bytes are drawn again
+
+# Skeletons of the digits: (share, strokes) of each way to write one, in a box 100 high, x to the right and y down.
+# A stroke is a curve through its points; a point named twice in a row is a corner, a point of two strokes a joint.
+SKELETONS = {
+    0: [
+        (3, "38,0 14,12 2,46 8,82 32,100 60,88 74,52 64,14 38,0"),
+        (2, "48,4 20,6 2,44 10,86 38,100 64,84 72,48 58,12 34,6"),  # ends inside
+        (1, "22,6 6,34 6,74 30,100 58,86 66,48 52,12 28,0 12,8"),
+        (1, "66,4 34,4 6,38 8,80 34,100 64,86 76,46 60,12 36,12"),  # begins with a hook
+        (1, "34,0 12,14 2,50 10,86 32,100 54,86 62,50 54,14 34,0"),  # narrow
+    ],
+    1: [
+        (6, "0,0 0,50 0,100"),
+        (1, "4,0 0,50 6,100"),
+        (2, "0,24 20,0 20,0 20,100"),  # serif
+        (1, "0,22 22,0 22,0 22,100 22,100/0,100 44,98"),  # serif and foot
+    ],
+    2: [
+        (2, "4,22 24,2 52,6 62,26 44,56 6,96 6,96 74,94"),
+        (2, "8,20 28,0 56,8 56,36 34,72 14,94 2,88 14,76 36,84 76,96"),  # a small loop
+        (2, "4,22 24,2 52,6 54,34 34,76 8,96 2,80 22,68 50,86 80,94"),  # a loop
+        (1, "10,22 30,0 58,8 60,40 36,90 12,100 0,82 18,62 46,74 74,100"),  # a wide one
+        (1, "2,8 34,2 62,4 62,4 36,46 4,96 4,96 70,94"),  # as Z
+        (1, "12,32 8,12 34,0 58,14 52,44 4,94 4,94 34,86 74,98"),  # rounded back
+        (1, "4,20 24,0 46,10 44,40 20,80 6,92 6,78 24,76 40,90 54,98 68,86"),  # tail turned up
+        (1, "0,30 20,4 50,0 60,18 40,54 8,90 8,90 40,82 84,84"),  # wide, tail drawn far
+    ],
+    3: [
+        (3, "4,14 26,0 50,10 46,34 22,46 22,46 52,58 58,80 34,100 2,90"),
+        (2, "2,10 30,0 52,14 40,38 20,48 44,54 58,74 40,98 0,92"),  # soft waist
+        (2, "4,4 58,4 58,4 26,42 26,42 56,56 58,82 30,100 2,92"),  # flat top
+        (2, "4,16 24,0 48,8 44,32 24,46 14,50 26,46 50,56 54,80 30,100 4,88"),  # loop in the waist
+        (1, "2,8 34,2 56,10 30,44 30,44 48,56 44,82 20,98 0,100"),
+    ],
+    4: [
+        (2, "8,4 2,54 2,54 62,50/54,0 46,100"),  # open
+        (2, "12,2 2,38 12,52 58,44/60,2 52,50 46,100"),  # open, round
+        (1, "46,0 0,62 0,62 68,60/46,0 44,100"),  # closed
+        (2, "6,4 4,40 22,52 50,42 50,42 58,4 58,4 46,100"),  # in one stroke
+        (1, "2,4 2,46 2,46 58,46/58,0 58,100"),  # square
+        (1, "34,0 4,54 4,54 64,46/54,20 36,100"),
+    ],
+    5: [
+        (2, "12,4 6,42 6,42 34,36 60,56 52,86 26,100 2,90/12,4 68,0"),  # hat apart
+        (2, "70,2 16,4 16,4 10,44 10,44 38,40 58,62 46,92 18,100 0,90"),
+        (2, "72,4 28,6 14,28 34,44 56,64 42,94 0,96"),  # as S
+        (2, "78,0 22,8 22,8 8,40 8,40 38,46 50,68 32,94 0,98"),
+        (1, "14,0 6,40 6,40 40,38 54,66 32,98 2,88/16,4 58,6"),
+    ],
+    6: [
+        (2, "46,0 18,24 2,62 10,94 36,100 52,80 42,58 20,60 4,78"),
+        (2, "52,0 22,36 4,76 18,100 46,92 48,68 26,64 8,82"),
+        (1, "28,0 8,36 2,74 18,100 48,92 56,66 34,52 6,72"),
+        (1, "36,0 8,40 4,84 28,100 58,84 54,58 28,54 18,72 24,94"),  # curls in
+        (1, "22,0 4,44 4,84 28,100 64,94 68,68 42,58 24,76 22,96"),  # wide, low bowl
+        (1, "16,0 2,60 6,94 30,98 54,82 46,62 26,72 16,94"),  # straight back
+        (1, "62,2 28,10 4,46 8,90 40,100 64,76 44,54 8,66"),  # round
+    ],
+    7: [
+        (3, "0,6 60,4 60,4 42,44 26,100"),
+        (2, "2,20 4,6 4,6 62,4 62,4 38,48 24,100"),  # serif
+        (1, "0,6 60,4 60,4 42,44 26,100/14,52 62,48"),  # bar
+        (2, "0,18 16,4 40,8 62,2 62,2 44,40 30,100"),  # wavy top
+        (1, "0,14 24,0 50,8 50,36 36,100"),  # round
+        (1, "4,24 6,4 6,4 52,4 52,4 50,100"),
+    ],
+    8: [
+        (3, "54,14 32,0 10,14 18,36 42,56 52,80 32,100 8,88 10,68 32,48 52,28 54,14"),
+        (1, "28,0 8,20 28,46 50,20 28,0/28,46 4,72 28,100 54,72 28,46"),  # two rings
+        (2, "62,8 36,2 12,18 22,38 40,58 44,84 22,100 4,84 18,60 44,34 64,14"),  # open
+        (1, "30,4 8,16 22,40 46,62 44,92 18,98 8,76 28,50 52,22 46,4 28,4"),
+        (1, "60,6 30,2 6,20 28,44 42,62 40,90 24,100 14,86 24,60 46,36 66,8"),  # narrow below
+        (1, "44,22 30,2 14,20 34,42 56,62 58,90 24,100 2,80 22,52 44,22"),  # narrow above
+    ],
+    9: [
+        (3, "50,14 30,0 6,18 8,42 30,46 50,24 50,14 50,14 48,50 44,100"),
+        (2, "52,10 28,2 4,24 12,44 36,40 52,12 52,12 46,54 32,100"),
+        (2, "50,16 28,0 6,18 12,44 36,42 50,16 54,54 42,92 12,96"),  # curved tail
+        (1, "58,4 24,8 2,30 16,48 44,38 60,4 60,4 42,60 28,100"),  # open
+        (1, "52,24 44,2 18,4 4,28 18,46 46,38 52,24 52,24 52,60 50,100"),
+        (1, "64,8 30,0 2,18 8,44 40,44 62,16 62,16 62,52 60,100"),  # wide
+    ],
+}  # fmt: skip
+DOTS = 96  # to a digit: at most 0.8 pixels apart, under half the pen's width
+
+
+def draw_digits(n, seed, size=28):
+    """Handwritten digits -> (uint8 (n, 1, size, size), int64 labels (n,)), the digits 0 to 9 in turn.
+
+    As MNIST: white on black, the longer side 20 of 28 pixels, centre of mass within half a pixel of pixel (14, 14).
+    A skeleton is chosen and bent, slanted and turned; ink is a function of the distance to it. The bytes are the same
+    on every machine and for any number of threads, and image i is the same for any n: all steps on floats round
+    exactly (+ - * / sqrt, one operation at a time), sums are of integers, and random numbers are uniform.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    controls, pieces, weights, chosen = _skeletons()
+    most, labels, images = controls.shape[1], torch.arange(n) % 10, torch.empty(n, 1, size, size, dtype=torch.uint8)
+    for y, out in zip(labels.split(256), images.split(256)):  # what a chunk needs stays in the processor's cache
+        u = torch.rand(len(y), 8 + 3 * (12 + 2 * most), generator=generator)
+        u, g = u[:, :8, None].unbind(1), _bell(u[:, 8:].view(len(y), -1, 3))
+        g, jitter = g[:, :12, None].unbind(1), g[:, 12:].view(len(y), most, 2)
+
+        which = chosen[y, (u[0][:, 0] * chosen.shape[1]).long()]
+        points = controls[which] + 0.07 * jitter
+        ends = (points.gather(1, piece[:, :, None].expand(-1, -1, 2)) for piece in pieces[which].unbind(2))
+        p, q, r, s = (end * weight[:, :, None] for end, weight in zip(ends, weights[which].unbind(2)))
+        x, y = (p + q + r + s).unbind(2)  # (B, DOTS) each, from about -1 to 1
+
+        x, y = (x + 0.1 * g[0] * (y * y - 0.3) + 0.07 * (g[1] * x * y + g[2] * x * x + g[3] * y * y * y),
+                y + 0.07 * (g[4] * x * x + g[5] * x * y + g[6] * y * y))  # fmt: skip
+        x = x * (1 + 0.17 * g[7]).clamp(min=0.45) - (0.12 + 0.24 * g[8]) * y
+        t = 0.07 * g[9]  # the tangent of half the angle
+        x, y = ((1 - t * t) * x - 2 * t * y) / (1 + t * t), ((1 - t * t) * y + 2 * t * x) / (1 + t * t)
+
+        pen, soft = 0.75 + 1.2 * (u[1] + u[2]) * u[3], 0.8 + 0.8 * u[4]  # half the width, and the fall of ink, in pixels
+        extent = torch.maximum(x.amax(1) - x.amin(1), y.amax(1) - y.amin(1))[:, None]
+        x, y = ((20 - 2 * pen) / extent * z for z in (x, y))
+        press = 1 + 0.12 * g[10] * ((torch.arange(DOTS) * 2 + 1 - DOTS) / DOTS)  # along the strokes
+        pens = pen * (press + 0.12 * g[11]), pen * (press - 0.12 * g[11])  # across and down: a broad nib
+        x, y = x - (x.amax(1) + x.amin(1))[:, None] / 2, y - (y.amax(1) + y.amin(1))[:, None] / 2
+        ink = _ink(x, y, *pens, pen / soft, 28)
+        x, y = (z - middle + offset for z, middle, offset in zip((x, y), _centre(ink), u[5:]))
+        out[:, 0] = _ink(x, y, *pens, pen / soft, size)
+    return images, labels
+
+
+def _bell(u):
+    """Three uniform numbers (..., 3) -> a bell-shaped one of mean 0 and variance 1, at most 3 in size."""
+    return (u[..., 0] + u[..., 1] + u[..., 2] - 1.5) * 2
+
+
+def _ink(x, y, across, down, edge, size):
+    """Dots at x, y of a pen with half the widths `across` and `down`, in 28ths of the picture, from its middle, all
+    (B, DOTS) -> uint8 (B, size, size): 255 within, 128 at a distance of the pen, falling at the rate of `edge` (B, 1).
+    """
+    pixels = (torch.arange(size) * 2 + 1 - size) * 14 / size
+    x, y = ((pixels - z[:, :, None]) / pen[:, :, None] for z, pen in ((x, across), (y, down)))
+    x, y = ((z * z).transpose(0, 1).contiguous() for z in (x, y))  # (DOTS, B, size)
+    nearest = torch.full((x.shape[1], size, size), torch.inf)
+    square = torch.empty_like(nearest)
+    for a, b in zip(x, y):
+        torch.add(a[:, None, :], b[:, :, None], out=square)
+        torch.minimum(nearest, square, out=nearest)
+    return ((0.5 + (1 - nearest.sqrt()) * edge[:, :, None]).clamp(0, 1) * 255).round().byte()
+
+
+def _centre(ink):
+    """The centre of mass (x, y), (B, 1) each, of uint8 (B, 28, 28), in pixels from the middle."""
+    along = torch.arange(28) * 2 - 27
+    mass = ink.long().sum((1, 2)) * 2
+    return tuple(((ink.long().sum(axis) * along).sum(1) / mass)[:, None] for axis in (1, 2))
+
+
+@functools.lru_cache(maxsize=1)
+def _skeletons():
+    """SKELETONS as tensors: points (V, most, 2), about -1 to 1; for each of the DOTS the four points of its piece of
+    curve (V, DOTS, 4) and what each counts there, by Catmull and Rom's cubics; and the ways of each digit (10, shares).
+    """
+    controls, pieces, weights, chosen = [], [], [], []
+    for variants in SKELETONS.values():
+        chosen.append([])
+        for share, strokes in variants:
+            chosen[-1] += [len(controls)] * share
+            points, own = [], []
+            for stroke in strokes.split("/"):
+                at = []
+                for pair in stroke.split():
+                    point = tuple(map(int, pair.split(",")))
+                    points += [] if point in points else [point]
+                    at.append(points.index(point))
+                at = [at[0], *at, at[-1]]
+                own += [at[i : i + 4] for i in range(len(at) - 3) if at[i + 1] != at[i + 2]]
+            lengths = [math.dist(points[b], points[c]) for _, b, c, _ in own]
+            pieces.append([])
+            weights.append([])
+            done, piece = 0, 0
+            for i in range(DOTS):
+                place = (i + 0.5) / DOTS * sum(lengths)
+                while place > done + lengths[piece]:
+                    done += lengths[piece]
+                    piece += 1
+                t = (place - done) / lengths[piece]
+                pieces[-1].append(own[piece])
+                weights[-1].append([((2 - t) * t - 1) * t / 2, ((3 * t - 5) * t * t + 2) / 2,
+                                    ((4 - 3 * t) * t + 1) * t / 2, (t - 1) * t * t / 2])  # fmt: skip
+            width = max(x for x, _ in points) + min(x for x, _ in points)
+            controls.append([[(x - width / 2) / 50, (y - 50) / 50] for x, y in points])
+    most, ways = max(map(len, controls)), math.lcm(*map(len, chosen))
+    controls = [points + [[0, 0]] * (most - len(points)) for points in controls]
+    chosen = [row * (ways // len(row)) for row in chosen]
+    return torch.tensor(controls), torch.tensor(pieces), torch.tensor(weights), torch.tensor(chosen)
