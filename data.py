@@ -577,7 +577,7 @@ def draw_digits(n, seed, size=28):
     most, labels, images = controls.shape[1], torch.arange(n) % 10, torch.empty(n, 1, size, size, dtype=torch.uint8)
     for y, out in zip(labels.split(256), images.split(256)):  # what a chunk needs stays in the processor's cache
         u = torch.rand(len(y), 8 + 3 * (12 + 2 * most), generator=generator)
-        u, g = u[:, :8, None].unbind(1), _bell(u[:, 8:].view(len(y), -1, 3))
+        u, g = u[:, :8, None].unbind(1), _bell(u[:, 8:].unflatten(1, (-1, 3)))
         g, jitter = g[:, :12, None].unbind(1), g[:, 12:].view(len(y), most, 2)
 
         which = chosen[y, (u[0][:, 0] * chosen.shape[1]).long()]
@@ -669,3 +669,11 @@ def _skeletons():
     controls = [points + [[0, 0]] * (most - len(points)) for points in controls]
     chosen = [row * (ways // len(row)) for row in chosen]
     return torch.tensor(controls), torch.tensor(pieces), torch.tensor(weights), torch.tensor(chosen)
+
+
+def draw_faces(n, seed, size=32):
+    raise InputError("faces are not drawn yet: use --dataset digits")
+
+
+def face_attributes(labels):
+    raise InputError("faces are not drawn yet: use --dataset digits")
