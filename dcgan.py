@@ -31,9 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize
 from torch import nn
-from torchvision.utils import save_image
 
 import data
 import metrics
@@ -241,6 +239,8 @@ def sample(nets, n, labels=None, generator=None, batch_size=128):
 
 def draw_pictures(nets, args, folder, step):
     """samples/STEP.png, the same latents every time; with up to 16 classes a column for each."""
+    from torchvision.utils import save_image
+
     columns = args.classes if 0 < args.classes <= 16 else 8
     images = sample(nets, 8 * columns, generator=torch.Generator().manual_seed(args.seed), batch_size=args.batch_size)
     save_image(images, folder / f"samples/{step:06}.png", nrow=columns)
@@ -271,7 +271,7 @@ def parse_args(argv=None):
     add("--lr-d", type=metrics.rate, help="rate for D or the critic; as --lr-g's default if not given")
     add("--log-every", type=metrics.count, default=50, help="updates between two printed lines")
     add("--sample-every", type=metrics.count, default=200, help="updates between two grids, each with a checkpoint")
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile G and D")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks; as CUDA graphs on a GPU")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the device is fast at it if not given")
     add("--conditional", action=argparse.BooleanOptionalAction, default=False, help="G and D are given the labels")
     add("--arch", choices=["conv", "dense"], default="conv", help="DCGAN's networks, or Goodfellow's")
@@ -355,7 +355,7 @@ def train(args):
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
     if args.compile:
         for net in nets.values():
-            net.compile()
+            net.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
 
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     only_now = ("out", "resume", "sample", "explore", "concepts", "attributes", "latents")
@@ -439,6 +439,8 @@ def explore(args):
 
 def board(rows, path, scale=3):
     """Rows of images (C, S, S), None for a gap, on white as one PNG; every pixel becomes scale x scale."""
+    from torchvision.utils import save_image
+
     blank = torch.ones_like(rows[0][0]).cpu()
     width = max(map(len, rows))
     tiles = [blank if image is None else image.cpu() for row in rows for image in [*row, *[None] * (width - len(row))]]
@@ -634,6 +636,8 @@ def fit_linear(x, y, C, loss="squared-hinge"):
     x: float (n, d); y: (n, K) of +1 and -1; loss: "squared-hinge", max(0, 1 - m)^2 (the L2-SVM), or "logistic",
     log(1 + exp(-m)). By L-BFGS; biases are not regularised.
     """
+    from scipy.optimize import minimize
+
     d, K = x.shape[1], y.shape[1]
 
     def objective(flat):

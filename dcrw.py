@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import nn
-from torchvision.utils import make_grid, save_image
 
 import data
 import metrics
@@ -185,6 +184,8 @@ def bound(nets, images, batch_size=100, seed=0):
 def draw_pictures(nets, args, held_out, folder, step):
     """samples/STEP.png, steps.png (a row per sample, a column per step), steps.gif, times.png (Figures 4 and 5) and
     reconstructions.png (held-out images, each at the left of its canvases); the same latents every time."""
+    from torchvision.utils import make_grid, save_image
+
     frames = canvases(nets, 64, generator=torch.Generator().manual_seed(args.seed), batch_size=args.batch_size).cpu()
     save_image(frames[-1], folder / f"samples/{step:06}.png", nrow=8)
     save_image(frames[:, :10].transpose(0, 1).flatten(0, 1), folder / "steps.png", nrow=len(frames))
@@ -251,7 +252,7 @@ def parse_args(argv=None):
     add("--lr", type=metrics.rate, default=1e-3, help="Adam's rate; the paper does not say its own")
     add("--log-every", type=metrics.count, default=50, help="updates between two printed lines")
     add("--sample-every", type=metrics.count, default=500, help="updates between two grids, each with a checkpoint")
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the model; as CUDA graphs on a GPU")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks; as CUDA graphs on a GPU")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the device is fast at it if not given")
     add("--steps", type=metrics.count, default=10, help="T, the drawing steps; the paper's figures have 10")
     add("--read", type=side_or_none, default=7, metavar="N|none", help="side of the glimpse in pixels, the paper's is 7; none: "

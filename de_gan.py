@@ -36,7 +36,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import nn
-from torchvision.utils import save_image
 
 import data
 import metrics
@@ -293,6 +292,8 @@ def play(nets, optimisers, x, y, lambda_hidden, autocast):
 
 def draw_pictures(nets, args, folder, step):
     """samples/STEP.png, the same noise every time: 8 rows of 8, or with labels a column per class (up to 16 of them)."""
+    from torchvision.utils import save_image
+
     columns = args.classes if 1 < args.classes <= 16 else 8
     images = sample(nets, 8 * columns, generator=torch.Generator().manual_seed(args.seed), batch_size=args.batch_size)
     save_image(images, folder / f"samples/{step:06}.png", nrow=columns)
@@ -301,6 +302,8 @@ def draw_pictures(nets, args, folder, step):
 @torch.no_grad()
 def draw_vae(nets, x, folder):
     """vae.png: ten training images, what the VAE makes of them, and below ten x^ of z_n ~ N(0, I)."""
+    from torchvision.utils import save_image
+
     vae, training = nets["vae"], nets["vae"].training
     vae.eval()
     z = torch.randn(10, nets["G"].z_dim, generator=torch.Generator().manual_seed(0)).to(x.device)
@@ -312,6 +315,8 @@ def draw_vae(nets, x, folder):
 @torch.no_grad()
 def draw_lines(nets, args, folder):
     """interpolation.png (Figure 7): each row a straight line of G's input between two draws, one label to a row."""
+    from torchvision.utils import save_image
+
     G = nets["G"].eval()
     ends = draw_noise(nets, 16, torch.Generator().manual_seed(args.seed)).unflatten(0, (2, 8, 1))
     t = torch.linspace(0, 1, 10, device=ends.device)[:, None]
@@ -395,7 +400,7 @@ def parse_args(argv=None):
     add("--lr-d", type=metrics.rate, default=2e-4, help="Adam's rate for D")
     add("--log-every", type=metrics.count, default=50, help="updates between two printed lines")
     add("--sample-every", type=metrics.count, default=200, help="updates between two grids, each with a checkpoint")
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks; as CUDA graphs on a GPU")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the device is fast at it if not given")
     add("--conditional", action=argparse.BooleanOptionalAction, default=False, help="G and D read labels, as on MNIST")
     add("--noise", choices=["decoder-encoder", "plain"], default="decoder-encoder", help="G's input: z', or N(0, I)")
@@ -462,7 +467,7 @@ def train(args):
     vae = nets.get("vae")
     if args.compile:
         for net in (nets["G"], nets["D"], *([vae.encoder, vae.decoder] if vae else [])):
-            net.compile()
+            net.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
     tell_dimension(images, args.z_dim)
 
     (folder / "samples").mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import nn
-from torchvision.utils import save_image
 
 import data
 import metrics
@@ -330,6 +329,8 @@ def draw_pictures(nets, args, folder, step, x):
 
     Boxes: red where DRAW reads at that step, green where it writes. The same latents and images every time.
     """
+    from torchvision.utils import save_image
+
     G, x = nets["G"], spread(x, 10)
     n = len(x)
     generator = torch.Generator().manual_seed(args.seed)
@@ -380,7 +381,7 @@ def parse_args(argv=None):
     add("--lr-d", type=metrics.rate, default=2e-4, help="Adam's rate for D, at the start")
     add("--log-every", type=metrics.count, default=50, help="updates between two printed lines")
     add("--sample-every", type=metrics.count, default=1000, help="updates between two grids, each with bound and checkpoint")
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile DRAW and D")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks; as CUDA graphs on a GPU")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the device is fast at it if not given")
     add("--objective", choices=["draw", "draw-gan"], default="draw", help="the bound, or eqs. 20 and 21")
     add("--steps", type=metrics.count, default=10, help="T, the drawing steps; DRAW's are 64, DRAW-GAN's 20")
@@ -459,7 +460,7 @@ def train(args):
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
     if args.compile:
         for net in nets.values():
-            net.compile()
+            net.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
 
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "sample")}

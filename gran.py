@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from torchvision.utils import make_grid, save_image
 
 import data
 import metrics
@@ -193,6 +192,8 @@ def sample(nets, n, labels=None, generator=None, batch_size=100, steps=None):
 
 def draw_pictures(nets, args, folder, step):
     """samples/STEP.png, steps.png (a row per sample, a column per step) and steps.gif, the same latents every time."""
+    from torchvision.utils import make_grid, save_image
+
     frames = canvases(nets, 64, generator=torch.Generator().manual_seed(args.seed), batch_size=args.batch_size)
     save_image(frames[-1], folder / f"samples/{step:06}.png", nrow=8)
     save_image(frames[:, :10].transpose(0, 1).flatten(0, 1), folder / "steps.png", nrow=len(frames))
@@ -204,6 +205,8 @@ def draw_pictures(nets, args, folder, step):
 
 def draw_nearest(nets, args, images, folder):
     """nearest.png (Figures 7, 8, 24): a sample at the left of each row, then its seven nearest training images."""
+    from torchvision.utils import save_image
+
     images = images[: 2**28 // images[0].numel()]  # a GiB of floats at most
     drawn = sample(nets, 16, generator=torch.Generator().manual_seed(args.seed), batch_size=args.batch_size).cpu()
     _, indices = metrics.nearest(images, 7, queries=drawn * 255)
@@ -229,7 +232,7 @@ def parse_args(argv=None):
     add("--lr-d", type=metrics.rate, help="Adam's rate for D; 1e-4, for CIFAR-10 4e-5, if not given")
     add("--log-every", type=metrics.count, default=50, help="updates between two printed lines")
     add("--sample-every", type=metrics.count, default=200, help="updates between two grids, each with a checkpoint")
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile G and D")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks; as CUDA graphs on a GPU")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the device is fast at it if not given")
     add("--steps", type=metrics.count, default=5, help="T, the drawing steps; the paper's are 1, 3 and 5")
     add("--noise", choices=["once", "per-step"], default="once", help="draw z once, or anew at every step")
@@ -283,7 +286,7 @@ def train(args):
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
     if args.compile:
         for net in nets.values():
-            net.compile()
+            net.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
 
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "sample")}

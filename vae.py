@@ -35,7 +35,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
-from torchvision.utils import make_grid
 
 import data
 import metrics
@@ -219,6 +218,8 @@ def save_captioned(picture, text, path):
 @torch.no_grad()
 def draw_pictures(nets, args, images, labels, folder, step):
     """samples/STEP.png, drawn from the prior, and reconstructions/STEP.png of 32 of the images; the same ones every time."""
+    from torchvision.utils import make_grid
+
     columns = args.classes if 2 <= args.classes <= 16 else 8  # a column per class
     classes = torch.arange(8 * columns) % args.classes if args.conditional else None
     drawn = sample(nets, 8 * columns, classes, torch.Generator().manual_seed(args.seed), args.batch_size)
@@ -241,6 +242,8 @@ def draw_pictures(nets, args, images, labels, folder, step):
 def draw_latent_maps(nets, args, images, labels, folder):
     """For a 2-D z: latent-map.png, the images that z decodes to over the plane (Kingma and Welling, Figure 4), one map per
     class if conditional; and latent-codes.png, where the encoder puts the held-out images."""
+    from torchvision.utils import make_grid
+
     encoder, decoder = nets["encoder"], nets["decoder"]
     device = next(decoder.parameters()).device
     quantiles = torch.special.ndtri((torch.arange(20) + 0.5) / 20)          # N(0, 1) in 20 parts of equal mass
@@ -280,7 +283,7 @@ def parse_args(argv=None):
     add("--lr", type=metrics.rate, default=1e-3, help="Adam's rate; a fifth of it in AAE's regularisation phase")
     add("--log-every", type=metrics.count, default=50, help="updates between two printed lines")
     add("--sample-every", type=metrics.count, default=200, help="updates between two grids, each with a checkpoint")
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks; as CUDA graphs on a GPU")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the device is fast at it if not given")
     add("--conditional", action=argparse.BooleanOptionalAction, default=False, help="give the networks the label")
     add("--objective", choices=list(COLUMNS), default="vae", help="what is minimised, see the top of this file")
@@ -347,7 +350,7 @@ def train(args):
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
     if args.compile:
         for net in nets.values():
-            net.compile()
+            net.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
 
     for name in ("samples", "reconstructions"):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Makes again what README.md shows: trains every model named there and prints every table, into results/.
+#
+#   bash tests/reproduce.sh                 all of it, in the order of the README
+#   bash tests/reproduce.sh gran dcrw       only these parts: gran draw dcrw table1 convergence telugu faces cifar10
+#   DATA=~/data DEVICE=cuda bash tests/reproduce.sh
+#
+# It may be stopped at any time and started again: a run that stands is skipped, one that was stopped goes on. DATA holds
+# MNIST/raw, cifar10/ or cifar10-jpeg/ and telugu/, as data.py describes them (MNIST is downloaded where it is missing).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+DATA=${DATA:-data}
+DEVICE=${DEVICE:-$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
+mkdir -p results runs
+quiet="--log-every 100 --sample-every 1000"
+mnist="--dataset mnist"
+
+train() {  # train NAME SCRIPT FLAGS...: runs/NAME, unless it is done
+    local name=$1 script=$2
+    shift 2
+    [ -e "runs/$name/done" ] && return
+    echo "== $name: python $script $*"
+    if [ -e "runs/$name/checkpoint.pt" ]; then
+        python "$script" --resume "runs/$name" --device "$DEVICE"
+    else
+        python "$script" "$@" $quiet --data-dir "$DATA" --device "$DEVICE" --out "runs/$name"
+    fi
+    touch "runs/$name/done"
+}
+
+measure() {  # measure NAME COMMAND FLAGS...: results/NAME.txt and .json, unless they are there
+    local name=$1
+    shift
+    [ -e "results/$name.json" ] && return
+    echo "== $name: python metrics.py $*"
+    python metrics.py "$@" --data-dir "$DATA" --device "$DEVICE" --json "results/$name.json" | tee "results/$name.txt"
+}
+
+gran() {  # GRAN: Tables 2 to 4 and the figures of samples, steps and neighbours, in each run's folder
+    for T in 1 3 5; do train "gran$T-mnist" gran.py $mnist --steps $T --epochs 8; done
+    train dvae-mnist vae.py $mnist --objective dvae
+    train draw-mnist draw_gan.py $mnist --epochs 15
+    measure gran-table2 gam runs/gran{1,3,5}-mnist
+    measure gran-table3 gam runs/gran{1,3}-mnist runs/dvae-mnist runs/draw-mnist
+    measure gran-table4 gam runs/gran5-mnist{,@7,@9}
+    measure gran eval runs/gran{1,3,5}-mnist
+}
+
+draw() {  # DRAW and DRAW-GAN: Table I
+    train vae-mnist vae.py $mnist
+    train info-mnist vae.py $mnist --objective info
+    train draw-mnist draw_gan.py $mnist --epochs 15
+    train draw-gan-mnist draw_gan.py $mnist --objective draw-gan --epochs 5
+    measure draw-table1 eval runs/{vae,info,draw,draw-gan}-mnist --paper-units
+}
+
+telugu() {  # Table II
+    for objective in vae info; do train "$objective-telugu" vae.py --dataset telugu --objective $objective --epochs 40; done
+    train draw-telugu draw_gan.py --dataset telugu --epochs 30
+    train draw-gan-telugu draw_gan.py --dataset telugu --objective draw-gan --epochs 15
+    measure draw-table2 eval runs/{vae,info,draw,draw-gan}-telugu --features pixels --n 1500 --paper-units
+}
+
+dcrw() {  # Table I, Figures 4 to 6: times.png, losses.png and the last lines of log.csv
+    train dcrw-mnist dcrw.py $mnist --epochs 8
+    train dcrw-none-mnist dcrw.py $mnist --read none --epochs 8
+}
+
+table1() {  # DE-GAN: Tables I, V and VI, and a tournament
+    for objective in vae info aae; do train "$objective-mnist-labels" vae.py $mnist --conditional --objective $objective; done
+    train gan-mnist-labels dcgan.py $mnist --conditional --arch dense --epochs 12
+    train wgan-mnist-labels dcgan.py $mnist --conditional --objective wgan --epochs 8
+    train dcgan-mnist-labels dcgan.py $mnist --conditional --epochs 12
+    train de_gan-mnist-labels de_gan.py $mnist --conditional --epochs 6 --accuracy-every 200
+    measure de_gan-tables eval runs/{vae,info,aae,gan,wgan,dcgan,de_gan}-mnist-labels
+    train dcgan-mnist dcgan.py $mnist --epochs 5
+    train de_gan-mnist de_gan.py $mnist --epochs 5
+    measure tournament gam runs/gran{1,3,5}-mnist runs/dcgan-mnist runs/de_gan-mnist
+    measure dim dim --dataset mnist --out results/dim.png
+}
+
+convergence() {  # DE-GAN: Figure 6, three seeds of each
+    for seed in 0 1 2; do
+        local flags="$mnist --conditional --epochs 2 --accuracy-every 100 --seed $seed"
+        train "de_gan-seed$seed" de_gan.py $flags
+        train "de_gan-plain-seed$seed" de_gan.py $flags --noise plain --lambda-hidden 0
+    done
+}
+
+faces() {  # the slides' explorations
+    train dcgan-faces dcgan.py --dataset faces --epochs 25
+    for look in walk arithmetic filters forget features; do
+        python dcgan.py --resume runs/dcgan-faces --explore $look --data-dir "$DATA" --device "$DEVICE"
+    done
+    train dcgan-mnist-labels dcgan.py $mnist --conditional --epochs 12
+    python dcgan.py --resume runs/dcgan-mnist-labels --explore nearest --data-dir "$DATA" --device "$DEVICE"
+}
+
+cifar10() {  # Table 5's second column: seconds an update on two cores, so only a few hundred
+    train gran3-cifar10 gran.py --dataset cifar10 --steps 3 --iters 200
+}
+
+for part in ${*:-gran draw dcrw table1 convergence telugu faces cifar10}; do $part; done
