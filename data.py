@@ -488,6 +488,7 @@ SKELETONS = {
         (1, "22,6 6,34 6,74 30,100 58,86 66,48 52,12 28,0 12,8"),
         (1, "66,4 34,4 6,38 8,80 34,100 64,86 76,46 60,12 36,12"),  # begins with a hook
         (1, "34,0 12,14 2,50 10,86 32,100 54,86 62,50 54,14 34,0"),  # narrow
+        (1, "60,0 20,12 0,50 24,90 60,100 96,86 112,46 94,8 60,0"),  # wide
     ],
     1: [
         (6, "0,0 0,50 0,100"),
@@ -504,6 +505,7 @@ SKELETONS = {
         (1, "12,32 8,12 34,0 58,14 52,44 4,94 4,94 34,86 74,98"),  # rounded back
         (1, "4,20 24,0 46,10 44,40 20,80 6,92 6,78 24,76 40,90 54,98 68,86"),  # tail turned up
         (1, "0,30 20,4 50,0 60,18 40,54 8,90 8,90 40,82 84,84"),  # wide, tail drawn far
+        (1, "10,20 32,2 50,20 32,64 10,92 2,74 26,74 44,100 62,94"),  # narrow, looped
     ],
     3: [
         (3, "4,14 26,0 50,10 46,34 22,46 22,46 52,58 58,80 34,100 2,90"),
@@ -526,6 +528,7 @@ SKELETONS = {
         (2, "72,4 28,6 14,28 34,44 56,64 42,94 0,96"),  # as S
         (2, "78,0 22,8 22,8 8,40 8,40 38,46 50,68 32,94 0,98"),
         (1, "14,0 6,40 6,40 40,38 54,66 32,98 2,88/16,4 58,6"),
+        (1, "74,4 24,4 24,4 14,40 14,40 46,34 64,62 40,98 10,90 14,70"),  # closes below
     ],
     6: [
         (2, "46,0 18,24 2,62 10,94 36,100 52,80 42,58 20,60 4,78"),
@@ -535,6 +538,7 @@ SKELETONS = {
         (1, "22,0 4,44 4,84 28,100 64,94 68,68 42,58 24,76 22,96"),  # wide, low bowl
         (1, "16,0 2,60 6,94 30,98 54,82 46,62 26,72 16,94"),  # straight back
         (1, "62,2 28,10 4,46 8,90 40,100 64,76 44,54 8,66"),  # round
+        (1, "22,0 6,56 8,94 22,98 30,78 18,62 6,80"),  # narrow
     ],
     7: [
         (3, "0,6 60,4 60,4 42,44 26,100"),
@@ -542,6 +546,7 @@ SKELETONS = {
         (1, "0,6 60,4 60,4 42,44 26,100/14,52 62,48"),  # bar
         (2, "0,18 16,4 40,8 62,2 62,2 44,40 30,100"),  # wavy top
         (1, "0,14 24,0 50,8 50,36 36,100"),  # round
+        (1, "0,24 8,6 8,6 62,6 62,6 38,100/14,56 58,50"),  # serif and bar
         (1, "4,24 6,4 6,4 52,4 52,4 50,100"),
     ],
     8: [
@@ -551,6 +556,8 @@ SKELETONS = {
         (1, "30,4 8,16 22,40 46,62 44,92 18,98 8,76 28,50 52,22 46,4 28,4"),
         (1, "60,6 30,2 6,20 28,44 42,62 40,90 24,100 14,86 24,60 46,36 66,8"),  # narrow below
         (1, "44,22 30,2 14,20 34,42 56,62 58,90 24,100 2,80 22,52 44,22"),  # narrow above
+        (1, "50,20 28,0 4,18 26,46 42,74 30,100 18,78 30,48 50,20"),
+        (1, "60,14 40,0 14,12 30,40 50,68 34,100 8,84 26,54 74,6"),  # ends apart
     ],
     9: [
         (3, "50,14 30,0 6,18 8,42 30,46 50,24 50,14 50,14 48,50 44,100"),
@@ -559,6 +566,9 @@ SKELETONS = {
         (1, "58,4 24,8 2,30 16,48 44,38 60,4 60,4 42,60 28,100"),  # open
         (1, "52,24 44,2 18,4 4,28 18,46 46,38 52,24 52,24 52,60 50,100"),
         (1, "64,8 30,0 2,18 8,44 40,44 62,16 62,16 62,52 60,100"),  # wide
+        (2, "56,8 36,0 8,14 4,36 24,46 48,30 58,6 50,60 42,100"),  # loop runs on into the tail
+        (1, "44,12 20,4 0,28 14,46 40,24 40,24 38,100"),  # small loop
+        (1, "78,10 40,0 2,20 12,46 54,40 78,10 78,10 66,60 60,100"),
     ],
 }  # fmt: skip
 DOTS = 96  # to a digit: at most 0.8 pixels apart, under half the pen's width
@@ -575,24 +585,24 @@ def draw_digits(n, seed, size=28):
     generator = torch.Generator().manual_seed(seed)
     controls, pieces, weights, chosen = _skeletons()
     most, labels, images = controls.shape[1], torch.arange(n) % 10, torch.empty(n, 1, size, size, dtype=torch.uint8)
-    for y, out in zip(labels.split(256), images.split(256)):  # what a chunk needs stays in the processor's cache
-        u = torch.rand(len(y), 8 + 3 * (12 + 2 * most), generator=generator)
+    for digit, out in zip(labels.split(256), images.split(256)):  # what a chunk needs stays in the processor's cache
+        u = torch.rand(len(digit), 8 + 3 * (12 + 2 * most), generator=generator)
         u, g = u[:, :8, None].unbind(1), _bell(u[:, 8:].unflatten(1, (-1, 3)))
-        g, jitter = g[:, :12, None].unbind(1), g[:, 12:].view(len(y), most, 2)
+        g, jitter = g[:, :12, None].unbind(1), g[:, 12:].view(len(digit), most, 2)
 
-        which = chosen[y, (u[0][:, 0] * chosen.shape[1]).long()]
-        points = controls[which] + 0.07 * jitter
+        which = chosen[digit, (u[0][:, 0] * chosen.shape[1]).long()]
+        points = controls[which] + 0.075 * jitter
         ends = (points.gather(1, piece[:, :, None].expand(-1, -1, 2)) for piece in pieces[which].unbind(2))
         p, q, r, s = (end * weight[:, :, None] for end, weight in zip(ends, weights[which].unbind(2)))
         x, y = (p + q + r + s).unbind(2)  # (B, DOTS) each, from about -1 to 1
 
         x, y = (x + 0.1 * g[0] * (y * y - 0.3) + 0.07 * (g[1] * x * y + g[2] * x * x + g[3] * y * y * y),
                 y + 0.07 * (g[4] * x * x + g[5] * x * y + g[6] * y * y))  # fmt: skip
-        x = x * (1 + 0.17 * g[7]).clamp(min=0.45) - (0.12 + 0.24 * g[8]) * y
+        x = x * (1.05 + 0.19 * g[7]).clamp(min=0.45) - (0.12 + 0.24 * g[8]) * y
         t = 0.07 * g[9]  # the tangent of half the angle
         x, y = ((1 - t * t) * x - 2 * t * y) / (1 + t * t), ((1 - t * t) * y + 2 * t * x) / (1 + t * t)
 
-        pen, soft = 0.75 + 1.2 * (u[1] + u[2]) * u[3], 0.8 + 0.8 * u[4]  # half the width, and the fall of ink, in pixels
+        pen, soft = 0.8 + (u[1] + u[2]) * u[3], 0.7 + 0.7 * u[4]  # half the width, and the fall of ink, in pixels
         extent = torch.maximum(x.amax(1) - x.amin(1), y.amax(1) - y.amin(1))[:, None]
         x, y = ((20 - 2 * pen) / extent * z for z in (x, y))
         press = 1 + 0.12 * g[10] * ((torch.arange(DOTS) * 2 + 1 - DOTS) / DOTS)  # along the strokes
@@ -648,7 +658,7 @@ def _skeletons():
                     point = tuple(map(int, pair.split(",")))
                     points += [] if point in points else [point]
                     at.append(points.index(point))
-                at = [at[0], *at, at[-1]]
+                at = [at[-2], *at, at[1]] if at[0] == at[-1] else [at[0], *at, at[-1]]  # a ring closes smoothly
                 own += [at[i : i + 4] for i in range(len(at) - 3) if at[i + 1] != at[i + 2]]
             lengths = [math.dist(points[b], points[c]) for _, b, c, _ in own]
             pieces.append([])
