@@ -681,9 +681,122 @@ def _skeletons():
     return torch.tensor(controls), torch.tensor(pieces), torch.tensor(weights), torch.tensor(chosen)
 
 
+HAIR = ((0.11, 0.09, 0.09), (0.42, 0.25, 0.13), (0.87, 0.70, 0.36), (0.70, 0.25, 0.10))  # short, long, short, long
+SKIN = ((0.96, 0.80, 0.69), (0.80, 0.57, 0.40), (0.50, 0.33, 0.23))
+
+
 def draw_faces(n, seed, size=32):
-    raise InputError("faces are not drawn yet: use --dataset digits")
+    """Faces in colour -> (uint8 (n, 3, size, size), int64 labels (n,)), the 48 labels in turn: see `face_attributes`.
+
+    Pose, shape, colours and background vary within each label. Bytes are the same everywhere, as those of draw_digits,
+    and a face is the same at another size.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels, images = torch.arange(n) % 48, torch.empty(n, 3, size, size, dtype=torch.uint8)
+    chunk = 65536 // size**2  # what it needs stays in the processor's cache
+    for label, out in zip(labels.split(chunk), images.split(chunk)):
+        out[:] = _paint_faces(label, torch.rand(len(label), 75, generator=generator), size)
+    return images, labels
 
 
 def face_attributes(labels):
-    raise InputError("faces are not drawn yet: use --dataset digits")
+    """The attributes that labels 0 to 47 (N,) of faces stand for, {name: int64 (N,)}.
+
+    smile: 0 no, 1 yes; glasses: 0 no, 1 yes; hair: 0 black and short, 1 brown and long, 2 blond and short, 3 red and
+    long; skin: 0 light, 1 tan, 2 dark.
+    """
+    return {"smile": labels // 24, "glasses": labels // 12 % 2, "hair": labels // 3 % 4, "skin": labels % 3}
+
+
+def _paint_faces(labels, u, size):
+    """uint8 (B, 3, size, size) of faces with labels (B,), everything else about them decided by u (B, 75) in [0, 1).
+
+    Shapes are signed distances (B, size, size), negative inside, painted one over the other. x runs to the right and y
+    down, from -1 to 1 over the picture; a head is about 1 wide and 1.2 high.
+    """
+    numbers = iter(u[:, :, None, None].unbind(1))  # (B, 1, 1) each
+    smile, glasses, hair, skin = face_attributes(labels).values()
+    smile, glasses, long = (flag[:, None, None].float() for flag in (smile, glasses, hair % 2))
+
+    def vary(low, high):
+        return low + (high - low) * next(numbers)
+
+    def tone(kinds, spread):
+        return torch.stack([kinds[:, i, None, None] + vary(-spread, spread) for i in range(3)], 1)  # (B, 3, 1, 1)
+
+    def any_colour(low, high):
+        return torch.stack([vary(low, high) for _ in range(3)], 1)
+
+    def paint(colour, distance, opacity=1):
+        cover = ((0.5 - distance * pixels).clamp(0, 1) * opacity)[:, None]  # antialiased over one pixel
+        return image + cover * (colour - image)
+
+    place = (torch.arange(size) * 2 + 1 - size) / size
+    x, y = place[None, None, :], place[None, :, None]
+    above, below = any_colour(0.35, 0.9), any_colour(0.35, 0.9)
+    image = above + (below - above) * ((1 + y + vary(-0.5, 0.5) * x) / 2)[:, None]  # (B, 3, size, size)
+    scale, t = vary(0.95, 1.2), vary(-0.07, 0.07)  # t: the tangent of half the angle of the head
+    x, y = (x - vary(-0.12, 0.12)) / scale, (y - vary(-0.1, 0.1)) / scale
+    x, y = ((1 - t * t) * x - 2 * t * y) / (1 + t * t), ((1 - t * t) * y + 2 * t * x) / (1 + t * t)
+    pixels = scale * size / 2  # to a unit of length
+
+    light = 1 + vary(-0.2, 0.2) * x - vary(0.0, 0.2) * y  # (B, size, size)
+    skin, hair = tone(torch.tensor(SKIN)[skin], 0.04) * light[:, None], tone(torch.tensor(HAIR)[hair], 0.05)
+    hair = hair * (1 + vary(-0.1, 0.5) * (0.3 - y) * light)[:, None]
+    width, height, jaw = vary(0.40, 0.48), vary(0.52, 0.60), vary(0.1, 0.6)
+    face_x, face_y = x - vary(-0.1, 0.1), y - vary(-0.05, 0.05)  # the head turns: features move, its outline stays
+    side = face_x.abs()
+
+    mane = _ellipse(x, y - vary(0.05, 0.15), width + vary(0.1, 0.2), vary(0.8, 0.95))
+    image = paint(hair * 0.8, mane, long)
+    image = paint(any_colour(0.1, 0.9), _ellipse(x, y - 1.1, vary(0.6, 0.85), vary(0.32, 0.45)))  # clothes
+    image = paint(skin * 0.82, _ellipse(x, y - 0.5, vary(0.17, 0.24), 0.42))  # neck
+    image = paint(skin * 0.9, _ellipse(x.abs() - width, y - 0.04, 0.08, vary(0.1, 0.15)))  # ears
+    image = paint(skin, _ellipse(x * (1 + jaw * y.clamp(min=0) * y), y, width, height))
+
+    cap = _ellipse(x, y + 0.05, width + vary(0.04, 0.09), height + vary(0.03, 0.1))
+    arch = face_x - vary(-0.12, 0.12), (face_y - vary(-0.05, 0.1)).clamp(max=0)  # no end below
+    arch = _ellipse(*arch, width * vary(0.85, 0.97), vary(0.3, 0.48))  # what the hair leaves free
+    cut = torch.maximum(y - vary(-0.2, 0.1), cap)
+    image = paint(hair, torch.maximum(long * mane + (1 - long) * cut, -arch))
+
+    gap, level = vary(0.17, 0.21), vary(-0.08, 0.0)
+    eye_x, eye_y = side - gap, face_y - level
+    eye = _ellipse(eye_x, eye_y, vary(0.075, 0.1), vary(0.04, 0.07))
+    image = paint(0.95, eye)
+    gaze = vary(-0.025, 0.025) * face_x.sign()
+    iris = torch.maximum(_ellipse(eye_x - gaze, eye_y, 0.05, 0.055), eye - 0.01)
+    image = paint(any_colour(0.05, 0.45), iris)
+    brow = eye_y + vary(0.1, 0.15) + vary(-0.3, 0.12) * eye_x - vary(0.5, 3.0) * (0.01 - eye_x * eye_x)
+    brow = torch.maximum(brow.abs() - vary(0.012, 0.03), eye_x.abs() - vary(0.09, 0.12))
+    image = paint(hair * 0.6, brow)
+    image = paint(skin * 0.8, _ellipse(face_x - vary(-0.03, 0.03), face_y - vary(0.1, 0.16), vary(0.03, 0.07), 0.03))
+
+    # The mouth lies between two parabolas, which meet at its corners; a smile is wide, bent and often shows teeth.
+    s = face_x / (vary(0.11, 0.17) + smile * vary(0.06, 0.09))
+    bulge = 1 - s * s
+    line = face_y - vary(0.29, 0.34) - (smile * vary(0.11, 0.16) + (1 - smile) * vary(-0.04, 0.01)) * bulge + 0.05 * smile
+    upper, lower = vary(0.025, 0.045), vary(0.035, 0.055) + smile * 0.015
+    lips = tone(torch.tensor([[0.68, 0.24, 0.26]]), 0.1) * (0.4 + 0.6 * skin)
+    image = paint(lips, torch.maximum(-line - upper * bulge, line - lower * bulge))
+    teeth = smile * (vary(-1, 2) > 0)
+    opening = torch.maximum(-line - 0.3 * upper * bulge, line - (0.35 + 0.4 * teeth) * lower * bulge)
+    image = paint(0.2 + 0.75 * teeth[:, None], opening - 0.008)
+
+    # Glasses: rings around the eyes, between circle and box, at least a pixel wide; a bridge, and arms to the ears.
+    radius, boxy = vary(0.125, 0.155), vary(0.0, 1.0)
+    box = torch.maximum(eye_x.abs(), eye_y.abs() * 1.25)
+    lens = boxy * box + (1 - boxy) * (eye_x * eye_x + eye_y * eye_y).sqrt() - radius
+    bar = torch.maximum((eye_y + 0.02).abs(), torch.maximum(-lens, x.abs() - width))
+    frame = torch.minimum(lens.abs(), bar) - vary(0.03, 0.042)
+    image = paint(0.95, lens, 0.25 * glasses)
+    image = paint(any_colour(0.0, 0.3), frame, glasses)
+    return (image.clamp(0, 1) * 255).round().byte()
+
+
+def _ellipse(x, y, a, b):
+    """Signed distance to an ellipse with half-axes a and b about the origin, to first order: exact on its outline."""
+    x, y = x / a, y / b
+    k = (x * x + y * y).sqrt()
+    x, y = x / a, y / b
+    return k * (k - 1) / (x * x + y * y).sqrt().clamp(min=1e-6)
