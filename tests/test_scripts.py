@@ -1,7 +1,4 @@
-"""What all the scripts promise alike: flags, run folders, exact resume, bad input, kills; about 60 s.
-
-KILLS=20 kills a run at twenty random moments instead of six.
-"""
+"""What all the scripts promise alike: flags, run folders, exact resume, bad input, kills; about 60 s."""
 
 import ast
 import contextlib
@@ -9,7 +6,6 @@ import csv
 import importlib
 import io
 import json
-import os
 import re
 import resource
 import shutil
@@ -145,7 +141,7 @@ assert torch.get_default_dtype() == torch.float32
 """
     files = sorted(tmp_path.iterdir())
     command = [sys.executable, "-B", "-c", code, "--nonsense"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert sorted(tmp_path.iterdir()) == files
 
@@ -424,7 +420,7 @@ def test_checkpoints_of_others_are_refused(script, trained, tmp_path):
     trap = Trap(tmp_path / "sprung")
     bad = [
         b"", b"PK no zip", whole[: len(whole) // 2], good["nets"], [1, 2], trap, {**good, "args": {**good["args"], "size": trap}},
-        {**good, "args": {}}, {**good, "nets": {}}, {**good, "nets": dict.fromkeys(good["nets"], {})},
+        {**good, "args": {}}, {**good, "nets": {}}, {**good, "nets": {name: {} for name in good["nets"]}},
     ]  # fmt: skip
     for n, content in enumerate(bad):
         run = tmp_path / str(n)
@@ -571,7 +567,7 @@ from pathlib import Path
 import torch
 import metrics, SCRIPT
 torch.set_num_threads(1)  # one thread: processes forked from this one are sound
-torch.manual_seed(0)  # here, where it imports much but once
+torch.optim.Adam([torch.zeros(1)])  # the first one imports much: here, and not in every child
 flags, out, kills = sys.argv[1:-2], Path(sys.argv[-2]), int(sys.argv[-1])
 chance, step, when = random.Random(0), 0, []
 
@@ -612,14 +608,12 @@ for folder in (out, out.with_name("whole")):
 
 
 @pytest.mark.parametrize("script", ["gran", "vae"])
-def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(script, pictures, tmp_path):
-    kills = int(os.environ.get("KILLS", 6))
+def test_a_run_killed_at_twenty_random_moments_ends_as_an_unbroken_one(script, pictures, tmp_path):
     flags = ["--dataset", pictures, "--data-dir", pictures.parent, "--device", "cpu", "--batch-size", "6", *SMALL[script],
              "--sample-every", "1"]  # fmt: skip
-    command = [sys.executable, "-c", KILLER.replace("SCRIPT", script), *flags, tmp_path / "broken", kills]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, "-c", KILLER.replace("SCRIPT", script), *flags, tmp_path / "broken", 20]
+    done = subprocess.run(list(map(str, command)), check=False, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    print(done.stdout)
     whole, broken = (contents(tmp_path / name) for name in ("whole", "broken"))
     assert broken.keys() == whole.keys()
     assert not [file for file in whole if not same(whole[file], broken[file])]
