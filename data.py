@@ -477,27 +477,22 @@ def _broken():
 
 # Embedded data sets -------------------------------------------------------------------------------------------------
 
-DRAWN_VERSION = 1  # raise it whenever the drawing changes, so that cached bytes are drawn again
+DRAWN_VERSION = 2  # raise it whenever the drawing changes, so that cached bytes are drawn again
 
 # Skeletons of the digits: (share, strokes) of each way to write one, in a box 100 high, x to the right and y down.
 # A stroke is a curve through its points; a point named twice in a row is a corner, a point of two strokes a joint.
 SKELETONS = {
-    0: [
-        (3, "38,0 14,12 2,46 8,82 32,100 60,88 74,52 64,14 38,0"),
+    0: [(3, "38,0 14,12 2,46 8,82 32,100 60,88 74,52 64,14 38,0"),
         (2, "48,4 20,6 2,44 10,86 38,100 64,84 72,48 58,12 34,6"),  # ends inside
         (1, "22,6 6,34 6,74 30,100 58,86 66,48 52,12 28,0 12,8"),
         (1, "66,4 34,4 6,38 8,80 34,100 64,86 76,46 60,12 36,12"),  # begins with a hook
         (1, "34,0 12,14 2,50 10,86 32,100 54,86 62,50 54,14 34,0"),  # narrow
-        (1, "60,0 20,12 0,50 24,90 60,100 96,86 112,46 94,8 60,0"),  # wide
-    ],
-    1: [
-        (6, "0,0 0,50 0,100"),
+        (1, "60,0 20,12 0,50 24,90 60,100 96,86 112,46 94,8 60,0")],  # wide
+    1: [(6, "0,0 0,50 0,100"),
         (1, "4,0 0,50 6,100"),
         (2, "0,24 20,0 20,0 20,100"),  # serif
-        (1, "0,22 22,0 22,0 22,100 22,100/0,100 44,98"),  # serif and foot
-    ],
-    2: [
-        (2, "4,22 24,2 52,6 62,26 44,56 6,96 6,96 74,94"),
+        (1, "0,22 22,0 22,0 22,100 22,100/0,100 44,98")],  # serif and foot
+    2: [(2, "4,22 24,2 52,6 62,26 44,56 6,96 6,96 74,94"),
         (2, "8,20 28,0 56,8 56,36 34,72 14,94 2,88 14,76 36,84 76,96"),  # a small loop
         (2, "4,22 24,2 52,6 54,34 34,76 8,96 2,80 22,68 50,86 80,94"),  # a loop
         (1, "10,22 30,0 58,8 60,40 36,90 12,100 0,82 18,62 46,74 74,100"),  # a wide one
@@ -505,62 +500,48 @@ SKELETONS = {
         (1, "12,32 8,12 34,0 58,14 52,44 4,94 4,94 34,86 74,98"),  # rounded back
         (1, "4,20 24,0 46,10 44,40 20,80 6,92 6,78 24,76 40,90 54,98 68,86"),  # tail turned up
         (1, "0,30 20,4 50,0 60,18 40,54 8,90 8,90 40,82 84,84"),  # wide, tail drawn far
-        (1, "10,20 32,2 50,20 32,64 10,92 2,74 26,74 44,100 62,94"),  # narrow, looped
-    ],
-    3: [
-        (3, "4,14 26,0 50,10 46,34 22,46 22,46 52,58 58,80 34,100 2,90"),
+        (1, "10,20 32,2 50,20 32,64 10,92 2,74 26,74 44,100 62,94")],  # narrow, looped
+    3: [(3, "4,14 26,0 50,10 46,34 22,46 22,46 52,58 58,80 34,100 2,90"),
         (2, "2,10 30,0 52,14 40,38 20,48 44,54 58,74 40,98 0,92"),  # soft waist
         (2, "4,4 58,4 58,4 26,42 26,42 56,56 58,82 30,100 2,92"),  # flat top
         (2, "4,16 24,0 48,8 44,32 24,46 14,50 26,46 50,56 54,80 30,100 4,88"),  # loop in the waist
-        (1, "2,8 34,2 56,10 30,44 30,44 48,56 44,82 20,98 0,100"),
-    ],
-    4: [
-        (2, "8,4 2,54 2,54 62,50/54,0 46,100"),  # open
+        (1, "2,8 34,2 56,10 30,44 30,44 48,56 44,82 20,98 0,100")],
+    4: [(2, "8,4 2,54 2,54 62,50/54,0 46,100"),  # open
         (2, "12,2 2,38 12,52 58,44/60,2 52,50 46,100"),  # open, round
         (1, "46,0 0,62 0,62 68,60/46,0 44,100"),  # closed
         (2, "6,4 4,40 22,52 50,42 50,42 58,4 58,4 46,100"),  # in one stroke
         (1, "2,4 2,46 2,46 58,46/58,0 58,100"),  # square
-        (1, "34,0 4,54 4,54 64,46/54,20 36,100"),
-    ],
-    5: [
-        (2, "12,4 6,42 6,42 34,36 60,56 52,86 26,100 2,90/12,4 68,0"),  # hat apart
+        (1, "34,0 4,54 4,54 64,46/54,20 36,100")],
+    5: [(2, "12,4 6,42 6,42 34,36 60,56 52,86 26,100 2,90/12,4 68,0"),  # hat apart
         (2, "70,2 16,4 16,4 10,44 10,44 38,40 58,62 46,92 18,100 0,90"),
         (2, "72,4 28,6 14,28 34,44 56,64 42,94 0,96"),  # as S
         (2, "78,0 22,8 22,8 8,40 8,40 38,46 50,68 32,94 0,98"),
         (1, "14,0 6,40 6,40 40,38 54,66 32,98 2,88/16,4 58,6"),
-        (1, "74,4 24,4 24,4 14,40 14,40 46,34 64,62 40,98 10,90 14,70"),  # closes below
-    ],
-    6: [
-        (2, "46,0 18,24 2,62 10,94 36,100 52,80 42,58 20,60 4,78"),
+        (1, "74,4 24,4 24,4 14,40 14,40 46,34 64,62 40,98 10,90 14,70")],  # closes below
+    6: [(2, "46,0 18,24 2,62 10,94 36,100 52,80 42,58 20,60 4,78"),
         (2, "52,0 22,36 4,76 18,100 46,92 48,68 26,64 8,82"),
         (1, "28,0 8,36 2,74 18,100 48,92 56,66 34,52 6,72"),
         (1, "36,0 8,40 4,84 28,100 58,84 54,58 28,54 18,72 24,94"),  # curls in
         (1, "22,0 4,44 4,84 28,100 64,94 68,68 42,58 24,76 22,96"),  # wide, low bowl
         (1, "16,0 2,60 6,94 30,98 54,82 46,62 26,72 16,94"),  # straight back
         (1, "62,2 28,10 4,46 8,90 40,100 64,76 44,54 8,66"),  # round
-        (1, "22,0 6,56 8,94 22,98 30,78 18,62 6,80"),  # narrow
-    ],
-    7: [
-        (3, "0,6 60,4 60,4 42,44 26,100"),
+        (1, "22,0 6,56 8,94 22,98 30,78 18,62 6,80")],  # narrow
+    7: [(3, "0,6 60,4 60,4 42,44 26,100"),
         (2, "2,20 4,6 4,6 62,4 62,4 38,48 24,100"),  # serif
         (1, "0,6 60,4 60,4 42,44 26,100/14,52 62,48"),  # bar
         (2, "0,18 16,4 40,8 62,2 62,2 44,40 30,100"),  # wavy top
         (1, "0,14 24,0 50,8 50,36 36,100"),  # round
         (1, "0,24 8,6 8,6 62,6 62,6 38,100/14,56 58,50"),  # serif and bar
-        (1, "4,24 6,4 6,4 52,4 52,4 50,100"),
-    ],
-    8: [
-        (3, "54,14 32,0 10,14 18,36 42,56 52,80 32,100 8,88 10,68 32,48 52,28 54,14"),
+        (1, "4,24 6,4 6,4 52,4 52,4 50,100")],
+    8: [(3, "54,14 32,0 10,14 18,36 42,56 52,80 32,100 8,88 10,68 32,48 52,28 54,14"),
         (1, "28,0 8,20 28,46 50,20 28,0/28,46 4,72 28,100 54,72 28,46"),  # two rings
         (2, "62,8 36,2 12,18 22,38 40,58 44,84 22,100 4,84 18,60 44,34 64,14"),  # open
         (1, "30,4 8,16 22,40 46,62 44,92 18,98 8,76 28,50 52,22 46,4 28,4"),
         (1, "60,6 30,2 6,20 28,44 42,62 40,90 24,100 14,86 24,60 46,36 66,8"),  # narrow below
         (1, "44,22 30,2 14,20 34,42 56,62 58,90 24,100 2,80 22,52 44,22"),  # narrow above
         (1, "50,20 28,0 4,18 26,46 42,74 30,100 18,78 30,48 50,20"),
-        (1, "60,14 40,0 14,12 30,40 50,68 34,100 8,84 26,54 74,6"),  # ends apart
-    ],
-    9: [
-        (3, "50,14 30,0 6,18 8,42 30,46 50,24 50,14 50,14 48,50 44,100"),
+        (1, "60,14 40,0 14,12 30,40 50,68 34,100 8,84 26,54 74,6")],  # ends apart
+    9: [(3, "50,14 30,0 6,18 8,42 30,46 50,24 50,14 50,14 48,50 44,100"),
         (2, "52,10 28,2 4,24 12,44 36,40 52,12 52,12 46,54 32,100"),
         (2, "50,16 28,0 6,18 12,44 36,42 50,16 54,54 42,92 12,96"),  # curved tail
         (1, "58,4 24,8 2,30 16,48 44,38 60,4 60,4 42,60 28,100"),  # open
@@ -568,12 +549,23 @@ SKELETONS = {
         (1, "64,8 30,0 2,18 8,44 40,44 62,16 62,16 62,52 60,100"),  # wide
         (2, "56,8 36,0 8,14 4,36 24,46 48,30 58,6 50,60 42,100"),  # loop runs on into the tail
         (1, "44,12 20,4 0,28 14,46 40,24 40,24 38,100"),  # small loop
-        (1, "78,10 40,0 2,20 12,46 54,40 78,10 78,10 66,60 60,100"),
-    ],
+        (1, "78,10 40,0 2,20 12,46 54,40 78,10 78,10 66,60 60,100")],
 }  # fmt: skip
-DOTS = 96  # to a digit: at most 0.8 pixels apart, under half the pen's width
+DOTS = 112  # to a digit: less than 0.75 pixels apart, under half the pen's width
 
 
+@contextlib.contextmanager
+def _one_thread():
+    """Everything inside, or a function decorated with it, on one core: the steps of drawing are too short to share."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def draw_digits(n, seed, size=28):
     """Handwritten digits -> (uint8 (n, 1, size, size), int64 labels (n,)), the digits 0 to 9 in turn.
 
@@ -585,7 +577,7 @@ def draw_digits(n, seed, size=28):
     generator = torch.Generator().manual_seed(seed)
     controls, pieces, weights, chosen = _skeletons()
     most, labels, images = controls.shape[1], torch.arange(n) % 10, torch.empty(n, 1, size, size, dtype=torch.uint8)
-    for digit, out in zip(labels.split(256), images.split(256)):  # what a chunk needs stays in the processor's cache
+    for digit, out in zip(labels.split(128), images.split(128)):  # what a chunk needs stays in the processor's cache
         u = torch.rand(len(digit), 8 + 3 * (12 + 2 * most), generator=generator)
         u, g = u[:, :8, None].unbind(1), _bell(u[:, 8:].unflatten(1, (-1, 3)))
         g, jitter = g[:, :12, None].unbind(1), g[:, 12:].view(len(digit), most, 2)
@@ -685,6 +677,7 @@ HAIR = ((0.11, 0.09, 0.09), (0.42, 0.25, 0.13), (0.87, 0.70, 0.36), (0.70, 0.25,
 SKIN = ((0.96, 0.80, 0.69), (0.80, 0.57, 0.40), (0.50, 0.33, 0.23))
 
 
+@_one_thread()
 def draw_faces(n, seed, size=32):
     """Faces in colour -> (uint8 (n, 3, size, size), int64 labels (n,)), the 48 labels in turn: see `face_attributes`.
 
@@ -693,7 +686,7 @@ def draw_faces(n, seed, size=32):
     """
     generator = torch.Generator().manual_seed(seed)
     labels, images = torch.arange(n) % 48, torch.empty(n, 3, size, size, dtype=torch.uint8)
-    chunk = 65536 // size**2  # what it needs stays in the processor's cache
+    chunk = 32768 // size**2  # what it needs stays in the processor's cache
     for label, out in zip(labels.split(chunk), images.split(chunk)):
         out[:] = _paint_faces(label, torch.rand(len(label), 75, generator=generator), size)
     return images, labels
@@ -773,15 +766,17 @@ def _paint_faces(labels, u, size):
     image = paint(skin * 0.8, _ellipse(face_x - vary(-0.03, 0.03), face_y - vary(0.1, 0.16), vary(0.03, 0.07), 0.03))
 
     # The mouth lies between two parabolas, which meet at its corners; a smile is wide, bent and often shows teeth.
-    s = face_x / (vary(0.11, 0.17) + smile * vary(0.06, 0.09))
-    bulge = 1 - s * s
-    line = face_y - vary(0.29, 0.34) - (smile * vary(0.11, 0.16) + (1 - smile) * vary(-0.04, 0.01)) * bulge + 0.05 * smile
-    upper, lower = vary(0.025, 0.045), vary(0.035, 0.055) + smile * 0.015
-    lips = tone(torch.tensor([[0.68, 0.24, 0.26]]), 0.1) * (0.4 + 0.6 * skin)
-    image = paint(lips, torch.maximum(-line - upper * bulge, line - lower * bulge))
-    teeth = smile * (vary(-1, 2) > 0)
-    opening = torch.maximum(-line - 0.3 * upper * bulge, line - (0.35 + 0.4 * teeth) * lower * bulge)
-    image = paint(0.2 + 0.75 * teeth[:, None], opening - 0.008)
+    wide = vary(0.12, 0.17) + smile * vary(0.08, 0.11)
+    bulge = 1 - (face_x / wide) * (face_x / wide)
+    bend = smile * vary(0.13, 0.18) + (1 - smile) * vary(-0.04, 0.01)
+    line = face_y - vary(0.28, 0.32) + 0.07 * smile - bend * bulge
+
+    def mouth(up, down):
+        return torch.maximum(torch.maximum(-line - up * bulge, line - down * bulge), side - 1.1 * wide)
+
+    up, down, teeth = vary(0.025, 0.045), vary(0.035, 0.055) + smile * 0.015, smile * (vary(-1, 2) > 0)
+    image = paint(tone(torch.tensor([[0.62, 0.20, 0.22]]), 0.1) * (0.4 + 0.6 * skin), mouth(up, down))
+    image = paint(0.2 + 0.75 * teeth[:, None], mouth(0.3 * up, (0.35 + 0.25 * teeth) * down) - 0.008)
 
     # Glasses: rings around the eyes, between circle and box, at least a pixel wide; a bridge, and arms to the ears.
     radius, boxy = vary(0.125, 0.155), vary(0.0, 1.0)

@@ -3,7 +3,9 @@
 Expected pixels come from the bytes that a test wrote, from Pillow or torchvision used directly, or from a formula.
 """
 
+import hashlib
 import itertools
+import math
 import os
 import pickle
 import struct
@@ -587,3 +589,171 @@ def test_drawn_sets_are_drawn_once_for_each_size_split_and_version(tmp_path, mon
     (tmp_path / "file").touch()
     data.load("digits", tmp_path / "file" / "data", "test", size=8)
     assert "not kept on disk" in capsys.readouterr().err
+
+
+# The drawn sets
+
+
+@pytest.mark.parametrize("draw, size", [(data.draw_digits, 28), (data.draw_faces, 32), (data.draw_faces, 64)])
+def test_drawing_depends_on_the_seed_alone(draw, size):
+    n = 300 if size == 28 else 100  # three chunks or more
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        images, labels = draw(n, 5, size)
+        torch.set_num_threads(3)
+        again, same_labels = draw(n, 5, size)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert images.dtype == torch.uint8 and labels.dtype == torch.int64 and images.shape[2:] == (size, size)
+    assert torch.equal(images, again) and torch.equal(labels, same_labels)
+    for fewer in (0, 1, n // 3, n - 1):  # image i is the same for any n, and so in a chunk of any size
+        assert all(torch.equal(a, b[:fewer]) for a, b in zip(draw(fewer, 5, size), (images, labels), strict=True))
+    other = draw(n, 6, size)[0]
+    assert (images != other).flatten(1).any(1).all()
+    assert len(images.flatten(1).unique(dim=0)) == n
+
+
+def test_drawn_bytes_are_the_same_on_every_machine():
+    """Recorded sums: that another machine gives the same bytes can be seen in no other way. Drawing anew? Record anew."""
+    digits, faces = data.draw_digits(300, 0)[0], data.draw_faces(96, 0)[0]
+    sums = [hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16] for images in (digits, faces)]
+    assert (data.DRAWN_VERSION, *sums) == (2, "16f1e76877189567", "3d581fbc3aa1b97a")
+
+
+def test_digits_follow_mnists_convention():
+    images, labels = data.draw_digits(1000, 2)
+    assert images.shape == (1000, 1, 28, 28) and labels.tolist() == list(range(10)) * 100
+    ink = images[:, 0].numpy().astype(float)
+    place = np.arange(28)
+    for axis in (1, 2):
+        centre = (ink.sum(axis) * place).sum(1) / ink.sum((1, 2))
+        assert np.abs(centre - 14).max() < 0.65  # half a pixel at random, and what rounding moves
+    drawn = ink >= 128
+    sides = np.stack([drawn.any(axis).sum(1) for axis in (1, 2)]).max(0)  # the longer of the box's two
+    assert sides.min() >= 17 and sides.max() <= 22 and abs(np.median(sides) - 20) <= 1
+    assert (ink.max((1, 2)) == 255).mean() > 0.99 and not ink[:, [0, 0, -1, -1], [0, -1, 0, -1]].any()
+
+
+def test_digits_have_the_holes_of_digits():
+    from scipy.ndimage import label as components
+
+    images, labels = data.draw_digits(1000, 3, size=56)
+    holes = np.array([components(image < 100)[1] - 1 for image in images[:, 0].numpy()])  # parts of black, less one
+    usual = [np.bincount(holes[labels == digit]).argmax() for digit in range(10)]
+    assert usual == [1, 0, 0, 0, 0, 0, 1, 0, 2, 1]
+    assert 0 < (holes[labels == 4] == 1).mean() < 0.5 and 0 < (holes[labels == 2] == 1).mean() < 0.5  # closed, looped
+
+
+@pytest.mark.parametrize("draw, size", [(data.draw_digits, 28), (data.draw_faces, 32)])
+def test_drawn_at_twice_the_size_it_is_the_same_picture(draw, size):
+    small, large = draw(100, 4, size)[0].float(), draw(100, 4, 2 * size)[0].float()
+    means = large.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))
+    other = draw(100, 5, size)[0].float()
+    assert (small - means).abs().mean() < 2
+    assert (small - other).abs().mean() > 20
+
+
+def test_ink_falls_with_the_distance_from_the_pen():
+    x, y = torch.tensor([[-5.5, 3.5]]), torch.tensor([[0.5, 0.5]])  # two dots, in pixels from the middle of 28
+    across, down, edge = torch.full((1, 2), 4.0), torch.full((1, 2), 2.0), torch.tensor([[1.5]])
+    ink = data._ink(x, y, across, down, edge, 28)
+    assert ink.shape == (1, 28, 28) and ink.dtype == torch.uint8
+    for row, column in ((14, 17), (14, 9), (14, 20), (14, 22), (15, 17), (16, 18), (17, 17), (20, 17), (10, 3)):
+        away = [math.hypot((column - 13.5 - a) / 4, (row - 13.5 - b) / 2) for a, b in ((-5.5, 0.5), (3.5, 0.5))]
+        expected = round(255 * min(max(0.5 + (1 - min(away)) * 1.5, 0), 1))
+        assert abs(ink[0, row, column].item() - expected) <= 1, (row, column)
+    assert ink[0, 14, 21] == ink[0, 16, 17] == 128  # on the outline: 4 pixels across, 2 down
+    assert data._ink(x, y, across, down, edge, 56)[0, 28:30, 34:36].float().mean() == 255
+
+
+def test_the_centre_of_mass():
+    ink = torch.zeros(2, 28, 28, dtype=torch.uint8)
+    ink[0, 3, 20] = 7
+    ink[1, 10, 4], ink[1, 20, 8] = 50, 150
+    x, y = data._centre(ink)
+    assert x.flatten().tolist() == [20 - 13.5, 7 - 13.5] and y.flatten().tolist() == [3 - 13.5, 17.5 - 13.5]
+
+
+def test_skeletons_pass_through_their_points_with_close_dots():
+    controls, pieces, weights, chosen = data._skeletons()
+    dots = (controls[torch.arange(len(controls))[:, None, None], pieces] * weights[..., None]).sum(2)
+    assert (weights.sum(2) - 1).abs().max() < 1e-6  # a curve moves with its points
+    index = 0
+    for digit, variants in data.SKELETONS.items():
+        ways = chosen[digit].bincount(minlength=len(controls))[index : index + len(variants)]
+        assert ways.sum() == chosen.shape[1]
+        for (share, strokes), count in zip(variants, ways.tolist()):
+            assert count * sum(share for share, _ in variants) == share * chosen.shape[1]
+            points = torch.tensor([[int(c) for c in pair.split(",")] for pair in strokes.replace("/", " ").split()]) / 50
+            points = points - torch.tensor([(points[:, 0].max() + points[:, 0].min()) / 2, 1])
+            pitch = 2 * dots[index].diff(dim=0).norm(dim=1).median()
+            assert torch.cdist(points, dots[index]).amin(1).max() < pitch, (digit, strokes)
+            steps = dots[index].diff(dim=0).norm(dim=1).sort().values
+            extent = (dots[index].amax(0) - dots[index].amin(0)).max()
+            assert 20 * steps[-1 - strokes.count("/")] / extent < 0.75, (digit, strokes)
+            index += 1
+    assert index == len(controls)
+    line = dots[chosen[1][0]]
+    assert not line[:, 0].any() and (line[:, 1].diff() > 0).all()
+
+
+def test_bell_has_mean_0_and_variance_1():
+    edges = torch.tensor([[0.0] * 3, [0.5] * 3, [1.0] * 3])
+    assert data._bell(edges).tolist() == [-3, 0, 3]
+    grid = (torch.arange(60) + 0.5) / 60
+    every = data._bell(torch.cartesian_prod(grid, grid, grid))
+    assert abs(every.mean()) < 1e-5 and abs(every.var() - 1) < 1e-3
+
+
+def test_face_attributes_tell_the_48_labels_apart():
+    _, labels = data.draw_faces(60, 0)
+    assert labels.tolist() == [*range(48), *range(12)]
+    found = data.face_attributes(torch.arange(48))
+    assert list(found) == ["smile", "glasses", "hair", "skin"]
+    assert torch.stack([*found.values()], 1).tolist() == [list(row) for row in itertools.product(*map(range, (2, 2, 4, 3)))]
+    assert all(values.dtype == torch.int64 for values in found.values())
+
+
+def plain_face(smile=0, glasses=0, hair=0, skin=0, size=64):
+    """A face with every random number in its middle: upright, facing front, 1.075 times the size of its coordinates."""
+    label = torch.tensor([((smile * 2 + glasses) * 4 + hair) * 3 + skin])
+    return data._paint_faces(label, torch.full((1, 75), 0.5), size)[0].int()
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("skin", [0, 1, 2])
+def test_each_attribute_changes_its_place_alone(size, skin):
+    place = (torch.arange(size) * 2 + 1 - size) / size / 1.075
+    x, y = place[None, :], place[:, None]
+    regions = {
+        # eyes 0.19 from the middle at -0.04, with lenses of 0.14 and frames of 0.036; arms to the head's 0.44
+        "glasses": (x.abs() < 0.5) & ((y + 0.04).abs() < 0.21),
+        "smile": (x.abs() < 0.3) & (y > 0.17) & (y < 0.5),  # 0.24 to a side, and from 0.23 to 0.45
+        "hair": (x.abs() < 0.7) & (y < 1.1),
+    }
+    for name, region in regions.items():
+        change = (plain_face(skin=skin, size=size, **{name: 1}) - plain_face(skin=skin, size=size)).abs().amax(0)
+        assert not change[~region].any(), name
+        assert change.max() > 60 and (change > 40).float().sum() > 0.01 * size**2, name  # plain to see
+    skins = (plain_face(skin=skin, size=size) - plain_face(skin=(skin + 1) % 3, size=size)).abs().amax(0)
+    assert skins[(x.square() + (y - 0.18).square()).sqrt() < 0.05].min() > 20 and not skins[y.expand_as(skins) < -0.7].any()
+
+
+def test_faces_are_alike_in_the_mirror_and_a_smile_turns_up():
+    face = plain_face()
+    assert (face - face.flip(2)).abs().max() <= 1  # all that leans or looks aside is at 0 in the middle
+    smile = (plain_face(smile=1, size=256) - plain_face(size=256)).abs().amax(0) > 20
+    rows = torch.arange(256.0)
+    middle, corner = (rows[smile[:, columns].any(1)].max() for columns in (slice(120, 136), slice(154, 162)))
+    assert middle > corner + 8
+
+
+def test_ellipse_is_a_distance_on_circles_and_axes():
+    points = torch.tensor([[0.3, 0.4], [0.0, 0.1], [-1.2, 0.5]])
+    x, y = points.unbind(1)
+    assert torch.allclose(data._ellipse(x, y, 0.25, 0.25), torch.tensor([0.25, -0.15, 1.05]), atol=1e-6)
+    x, y = torch.tensor([0.5, 0.1, 0.0, 0.0]), torch.tensor([0.0, 0.0, -0.3, 0.05])
+    assert torch.allclose(data._ellipse(x, y, 0.3, 0.1), torch.tensor([0.2, -0.2, 0.2, -0.05]), atol=1e-6)
+    assert torch.isfinite(data._ellipse(torch.zeros(1), torch.zeros(1), 0.3, 0.1)).all()
