@@ -686,7 +686,7 @@ def draw_faces(n, seed, size=32):
     """
     generator = torch.Generator().manual_seed(seed)
     labels, images = torch.arange(n) % 48, torch.empty(n, 3, size, size, dtype=torch.uint8)
-    chunk = 32768 // size**2  # what it needs stays in the processor's cache
+    chunk = max(32768 // size**2, 1)  # what it needs stays in the processor's cache
     for label, out in zip(labels.split(chunk), images.split(chunk)):
         out[:] = _paint_faces(label, torch.rand(len(label), 75, generator=generator), size)
     return images, labels

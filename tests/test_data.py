@@ -596,7 +596,7 @@ def test_drawn_sets_are_drawn_once_for_each_size_split_and_version(tmp_path, mon
 
 @pytest.mark.parametrize("draw, size", [(data.draw_digits, 28), (data.draw_faces, 32), (data.draw_faces, 64)])
 def test_drawing_depends_on_the_seed_alone(draw, size):
-    n = 300 if size == 28 else 100  # three chunks or more
+    n = 700 if size == 28 else 100  # several chunks, and labels that come again in the same place of a chunk
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -616,7 +616,9 @@ def test_drawing_depends_on_the_seed_alone(draw, size):
 
 
 def test_drawn_bytes_are_the_same_on_every_machine():
-    """Recorded sums: that another machine gives the same bytes can be seen in no other way. Drawing anew? Record anew."""
+    """Sums recorded once: whether another machine gives the same bytes cannot be seen otherwise. They change with the
+    version alone.
+    """
     digits, faces = data.draw_digits(300, 0)[0], data.draw_faces(96, 0)[0]
     sums = [hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16] for images in (digits, faces)]
     assert (data.DRAWN_VERSION, *sums) == (2, "16f1e76877189567", "3d581fbc3aa1b97a")
@@ -629,7 +631,7 @@ def test_digits_follow_mnists_convention():
     place = np.arange(28)
     for axis in (1, 2):
         centre = (ink.sum(axis) * place).sum(1) / ink.sum((1, 2))
-        assert np.abs(centre - 14).max() < 0.65  # half a pixel at random, and what rounding moves
+        assert abs(centre.mean() - 14) < 0.05 and np.abs(centre - 14).max() < 0.8  # half at random, and the picture's edge
     drawn = ink >= 128
     sides = np.stack([drawn.any(axis).sum(1) for axis in (1, 2)]).max(0)  # the longer of the box's two
     assert sides.min() >= 17 and sides.max() <= 22 and abs(np.median(sides) - 20) <= 1
@@ -686,7 +688,8 @@ def test_skeletons_pass_through_their_points_with_close_dots():
         assert ways.sum() == chosen.shape[1]
         for (share, strokes), count in zip(variants, ways.tolist()):
             assert count * sum(share for share, _ in variants) == share * chosen.shape[1]
-            points = torch.tensor([[int(c) for c in pair.split(",")] for pair in strokes.replace("/", " ").split()]) / 50
+            pairs = [pair.split(",") for pair in strokes.replace("/", " ").split()]
+            points = torch.tensor([[int(x), int(y)] for x, y in pairs]) / 50
             points = points - torch.tensor([(points[:, 0].max() + points[:, 0].min()) / 2, 1])
             pitch = 2 * dots[index].diff(dim=0).norm(dim=1).median()
             assert torch.cdist(points, dots[index]).amin(1).max() < pitch, (digit, strokes)
@@ -712,7 +715,8 @@ def test_face_attributes_tell_the_48_labels_apart():
     assert labels.tolist() == [*range(48), *range(12)]
     found = data.face_attributes(torch.arange(48))
     assert list(found) == ["smile", "glasses", "hair", "skin"]
-    assert torch.stack([*found.values()], 1).tolist() == [list(row) for row in itertools.product(*map(range, (2, 2, 4, 3)))]
+    every = itertools.product(range(2), range(2), range(4), range(3))
+    assert torch.stack([*found.values()], 1).tolist() == [list(row) for row in every]
     assert all(values.dtype == torch.int64 for values in found.values())
 
 
@@ -738,7 +742,15 @@ def test_each_attribute_changes_its_place_alone(size, skin):
         assert not change[~region].any(), name
         assert change.max() > 60 and (change > 40).float().sum() > 0.01 * size**2, name  # plain to see
     skins = (plain_face(skin=skin, size=size) - plain_face(skin=(skin + 1) % 3, size=size)).abs().amax(0)
-    assert skins[(x.square() + (y - 0.18).square()).sqrt() < 0.05].min() > 20 and not skins[y.expand_as(skins) < -0.7].any()
+    assert skins[(x.square() + (y - 0.18).square()).sqrt() < 0.05].min() > 20
+    assert not skins[y.expand_as(skins) < -0.7].any()
+
+
+def test_around_the_eyes_there_is_skin_or_a_frame():
+    rows, column = slice(133, 149), 128 + round(0.19 * 1.075 * 128)  # 0.035 to 0.16: below the eye, above the mouth
+    for glasses, low, high in ((0, 0, 2), (1, 50, 255)):
+        steps = plain_face(skin=2, glasses=glasses, size=256)[:, rows, column].diff(dim=1).abs()
+        assert low <= steps.max() <= high
 
 
 def test_faces_are_alike_in_the_mirror_and_a_smile_turns_up():
