@@ -43,7 +43,7 @@ def test_table_5(dataset, channels, size, kernels, z_dim):
     counts = {
         "W": z_dim * z_dim + z_dim,
         "f": 2 * z_dim * maps + maps + norms + sum(conv(a, b) for a, b in pairs),
-        "g": sum(conv(b, a) for a, b in pairs) + norms + maps * z_dim + z_dim,
+        "g": sum(conv(b, a) for a, b in pairs) + norms + maps * z_dim + z_dim + 2 * z_dim,
     }
     for name, count in counts.items():
         assert sum(p.numel() for p in getattr(G, name).parameters()) == count
@@ -88,6 +88,16 @@ def test_algorithm_1(noise):
     dC3 = G.f(torch.cat([h[2], G.g(dC2)], 1))
     torch.testing.assert_close(G(z), 1 / (1 + torch.exp(-(dC1 + dC2 + dC3))))
     torch.testing.assert_close(G(z, every_step=True), torch.sigmoid(torch.stack([dC1, dC1 + dC2, dC1 + dC2 + dC3])))
+
+
+def test_h_c_tells_images_apart_whatever_its_bias():
+    """Each unit of h_c is tanh of what has mean 0 and variance 1 over the batch: never saturated alike for all images."""
+    g = small().g
+    with torch.no_grad():
+        g.dense.bias.fill_(50)
+        before_tanh = torch.atanh(g(torch.randn(500, 1, 8, 8)).double())
+    torch.testing.assert_close(before_tanh.mean(0), torch.zeros(5).double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(before_tanh.var(0, correction=0), torch.ones(5).double(), atol=1e-2, rtol=0)
 
 
 def test_noise_once_or_per_step():
