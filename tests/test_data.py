@@ -631,7 +631,7 @@ def test_digits_follow_mnists_convention():
     place = np.arange(28)
     for axis in (1, 2):
         centre = (ink.sum(axis) * place).sum(1) / ink.sum((1, 2))
-        assert abs(centre.mean() - 14) < 0.05 and np.abs(centre - 14).max() < 0.8  # half at random, and the picture's edge
+        assert abs(centre.mean() - 14) < 0.05 and np.abs(centre - 14).max() < 0.8  # half a pixel at random
     drawn = ink >= 128
     sides = np.stack([drawn.any(axis).sum(1) for axis in (1, 2)]).max(0)  # the longer of the box's two
     assert sides.min() >= 17 and sides.max() <= 22 and abs(np.median(sides) - 20) <= 1
