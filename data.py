@@ -24,6 +24,7 @@ LSUN ships as LMDB files: export them to folders of images first, as its own dat
 
 import contextlib
 import functools
+import glob
 import hashlib
 import itertools
 import math
@@ -225,6 +226,9 @@ def _cached(places, name, state, make):
         part = place / f"{name}.{uuid.uuid4().hex}.part"
         try:
             place.mkdir(parents=True, exist_ok=True)
+            for left in place.glob(f"{glob.escape(name)}.*.part"):  # by runs that were killed while they wrote
+                if left.stat().st_mtime < time.time() - 3600:
+                    left.unlink(missing_ok=True)
             with open(part, "wb") as file:
                 for array in (images.numpy(), labels.numpy(), np.array(state)):
                     np.save(file, array)

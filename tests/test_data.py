@@ -769,3 +769,13 @@ def test_ellipse_is_a_distance_on_circles_and_axes():
     x, y = torch.tensor([0.5, 0.1, 0.0, 0.0]), torch.tensor([0.0, 0.0, -0.3, 0.05])
     assert torch.allclose(data._ellipse(x, y, 0.3, 0.1), torch.tensor([0.2, -0.2, 0.2, -0.05]), atol=1e-6)
     assert torch.isfinite(data._ellipse(torch.zeros(1), torch.zeros(1), 0.3, 0.1)).all()
+
+
+def test_what_a_killed_run_left_is_cleared_away(tmp_path):
+    """A part-written cache that is an hour old belongs to nobody; a newer one may be another run's at work."""
+    old, new = (tmp_path / f"x[1]-8.npy.{age}.part" for age in ("old", "new"))
+    for part in (old, new):
+        part.write_bytes(b"part")
+    os.utime(old, (0, 0))
+    data._cached([tmp_path], "x[1]-8.npy", "state", lambda: (torch.zeros(2, 1, 8, 8).byte(), torch.zeros(2).long()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x[1]-8.npy", new.name]
