@@ -2,7 +2,7 @@
 # Makes again what README.md shows: trains every model named there and prints every table, into results/.
 #
 #   bash tests/reproduce.sh                 all of it, in the order of the README
-#   bash tests/reproduce.sh gran dcrw       only these parts: gran draw dcrw table1 convergence telugu faces cifar10
+#   bash tests/reproduce.sh gran dcrw       only these parts: gran draw dcrw table1 convergence telugu faces cifar10 assets
 #   DATA=~/data DEVICE=cuda bash tests/reproduce.sh
 #
 # It may be stopped at any time and started again: a run that stands is skipped, one that was stopped goes on. DATA holds
@@ -37,7 +37,7 @@ measure() {  # measure NAME COMMAND FLAGS...: results/NAME.txt and .json, unless
 }
 
 gran() {  # GRAN: Tables 2 to 4 and the figures of samples, steps and neighbours, in each run's folder
-    for T in 1 3 5; do train "gran$T-mnist" gran.py $mnist --steps $T --epochs 8; done
+    for T in 1 3 5; do train "gran$T-mnist" gran.py $mnist --steps $T --epochs 6; done
     train dvae-mnist vae.py $mnist --objective dvae
     train draw-mnist draw_gan.py $mnist --epochs 15
     measure gran-table2 gam runs/gran{1,3,5}-mnist
@@ -56,8 +56,8 @@ draw() {  # DRAW and DRAW-GAN: Table I
 
 telugu() {  # Table II
     for objective in vae info; do train "$objective-telugu" vae.py --dataset telugu --objective $objective --epochs 40; done
-    train draw-telugu draw_gan.py --dataset telugu --epochs 30
-    train draw-gan-telugu draw_gan.py --dataset telugu --objective draw-gan --epochs 15
+    train draw-telugu draw_gan.py --dataset telugu --epochs 25
+    train draw-gan-telugu draw_gan.py --dataset telugu --objective draw-gan --epochs 12
     measure draw-table2 eval runs/{vae,info,draw,draw-gan}-telugu --features pixels --n 1500 --paper-units
 }
 
@@ -73,8 +73,8 @@ table1() {  # DE-GAN: Tables I, V and VI, and a tournament
     train dcgan-mnist-labels dcgan.py $mnist --conditional --epochs 12
     train de_gan-mnist-labels de_gan.py $mnist --conditional --epochs 6 --accuracy-every 200
     measure de_gan-tables eval runs/{vae,info,aae,gan,wgan,dcgan,de_gan}-mnist-labels
-    train dcgan-mnist dcgan.py $mnist --epochs 5
-    train de_gan-mnist de_gan.py $mnist --epochs 5
+    train dcgan-mnist dcgan.py $mnist --epochs 3
+    train de_gan-mnist de_gan.py $mnist --epochs 3
     measure tournament gam runs/gran{1,3,5}-mnist runs/dcgan-mnist runs/de_gan-mnist
     measure dim dim --dataset mnist --out results/dim.png
 }
@@ -88,7 +88,7 @@ convergence() {  # DE-GAN: Figure 6, three seeds of each
 }
 
 faces() {  # the slides' explorations
-    train dcgan-faces dcgan.py --dataset faces --epochs 25
+    train dcgan-faces dcgan.py --dataset faces --epochs 14
     for look in walk arithmetic filters forget features; do
         python dcgan.py --resume runs/dcgan-faces --explore $look --data-dir "$DATA" --device "$DEVICE"
     done
@@ -100,4 +100,21 @@ cifar10() {  # Table 5's second column: seconds an update on two cores, so only 
     train gran3-cifar10 gran.py --dataset cifar10 --steps 3 --iters 200
 }
 
-for part in ${*:-gran draw dcrw table1 convergence telugu faces cifar10}; do $part; done
+assets() {  # the README's pictures
+    mkdir -p assets
+    local T name
+    for T in 1 3 5; do cp "$(ls runs/gran$T-mnist/samples/*.png | tail -n 1)" "assets/gran$T-mnist.png"; done
+    for name in {vae,info,draw,draw-gan}-mnist {draw,draw-gan}-telugu {aae,gan,wgan,dcgan,de_gan}-mnist-labels dcgan-faces; do
+        cp "$(ls runs/$name/samples/*.png | tail -n 1)" "assets/$name.png"
+    done
+    for name in gran5 draw; do cp runs/$name-mnist/steps.gif assets/$name-mnist.gif; done
+    cp runs/gran5-mnist/steps.png assets/gran5-mnist-steps.png
+    for name in dcrw dcrw-none; do
+        cp runs/$name-mnist/times.png assets/$name-times.png
+        cp runs/$name-mnist/losses.png assets/$name-losses.png
+    done
+    cp runs/de_gan-mnist-labels/noise.png assets/de_gan-noise.png
+    for name in walk arithmetic filters forget; do cp runs/dcgan-faces/explore/$name.png assets/faces-$name.png; done
+}
+
+for part in ${*:-gran draw dcrw table1 convergence telugu faces cifar10 assets}; do $part; done
