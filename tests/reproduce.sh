@@ -100,7 +100,7 @@ faces() {  # the slides' explorations
     python dcgan.py --resume runs/dcgan-mnist-labels --explore nearest --data-dir "$DATA" --device "$DEVICE"
 }
 
-cifar10() {  # Table 5, second column; at batch 100 an update takes two cores about ten seconds, by count of operations
+cifar10() {  # Table 5, second column; at batch 100 an update takes two cores five to ten seconds, by count of operations
     train gran1-cifar10 gran.py --dataset cifar10 --steps 1 --batch-size 10 --iters 200
 }
 
