@@ -180,9 +180,12 @@ def sample(nets, n, labels=None, generator=None, batch_size=100):
     """
     decoder = nets["decoder"]
     device = next(decoder.parameters()).device
-    z = torch.cat([torch.randn(batch_size, decoder.z_dim, generator=generator) for _ in range(0, n, batch_size)])[:n]
-    labels = [None] * n if labels is None else labels.to(device).split(batch_size)
-    return torch.cat([decoder(part.to(device), y).sigmoid() for part, y in zip(z.split(batch_size), labels)])
+    parts = []
+    for start in range(0, n, batch_size):  # whole batches: a picture is the same to the bit for any n
+        z = torch.randn(batch_size, decoder.z_dim, generator=generator).to(device)
+        y = None if labels is None else labels[torch.arange(start, start + batch_size) % n].to(device)
+        parts.append(decoder(z, y).sigmoid())
+    return torch.cat(parts)[:n]
 
 
 @torch.no_grad()
