@@ -58,6 +58,42 @@ def draw_z(n, z_dim, generator=None, device=None):
     return 2 * torch.rand(n, z_dim, generator=generator, device=device) - 1
 
 
+def up(k_in, k_out):
+    """(B, k_in, S, S) -> (B, k_out, 2S, 2S): 5x5 convolutional transpose."""
+    kind = ToImage if k_out <= 4 else nn.ConvTranspose2d
+    return kind(k_in, k_out, kernel_size=5, stride=2, padding=2, output_padding=1)
+
+
+def down(k_in, k_out):
+    """(B, k_in, 2S, 2S) -> (B, k_out, S, S): 5x5 strided convolution."""
+    kind = FromImage if k_in <= 4 else nn.Conv2d
+    return kind(k_in, k_out, kernel_size=5, stride=2, padding=2)
+
+
+def in_blocks(weight):
+    """5x5 weights of stride 2, (K, C, 5, 5), as 3x3 weights of stride 1 over blocks of 2 x 2 pixels, (K, 4C, 3, 3).
+
+    The sums are the same. Where C is an image's 1 or 3 channels a CPU takes a half to a third of the time for them.
+    """
+    return F.pixel_unshuffle(F.pad(weight, (0, 1, 0, 1)), 2)
+
+
+class ToImage(nn.ConvTranspose2d):
+    """`up` whose output is the image, in blocks."""
+
+    def forward(self, x):
+        blocks = F.conv_transpose2d(x, in_blocks(self.weight), self.bias.repeat_interleave(4), padding=1)
+        return F.pixel_shuffle(blocks, 2)  # (B, 4C, S, S) -> (B, C, 2S, 2S)
+
+
+class FromImage(nn.Conv2d):
+    """`down` whose input is the image, in blocks."""
+
+    def forward(self, x):
+        blocks = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)  # (B, C, 2S, 2S) -> (B, 4C, S, S)
+        return F.conv2d(blocks, in_blocks(self.weight), self.bias, padding=1)
+
+
 class Generator(nn.Module):
     """DCGAN's G: z (B, Z) to images (B, C, S, S) in [0, 1]; K = kernels, bottom to top (Radford et al., Figure 1).
 
@@ -71,14 +107,14 @@ class Generator(nn.Module):
         self.dense = nn.Linear(z_dim + classes, math.prod(self.base))
         self.norms = nn.ModuleList(nn.BatchNorm2d(k) for k in kernels)
         self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(k + classes, k_next, kernel_size=5, stride=2, padding=2, output_padding=1)
-            for k, k_next in zip(kernels, [*kernels[1:], channels])
+            up(k + classes, k_next) for k, k_next in zip(kernels, [*kernels[1:], channels])
         )
         self.apply(start_small)
 
     def forward(self, z, labels=None):
         y = one_hot(labels, self.classes)
         x = self.dense(join(z, y)).unflatten(1, self.base)  # (B, K0, S / 2^L, S / 2^L), L = len(kernels)
+        x = x.contiguous(memory_format=torch.channels_last)
         for norm, layer in zip(self.norms, self.ups):
             x = layer(join(F.relu(norm(x)), y))             # twice the side, at last (B, C, S, S)
         return (torch.tanh(x.float()) + 1) / 2
@@ -96,8 +132,7 @@ class Discriminator(nn.Module):
         self.classes = classes
         kernels = kernels[::-1]
         self.downs = nn.ModuleList(
-            nn.Conv2d(k + classes, k_next, kernel_size=5, stride=2, padding=2)
-            for k, k_next in zip([channels, *kernels[:-1]], kernels)
+            down(k + classes, k_next) for k, k_next in zip([channels, *kernels[:-1]], kernels)
         )
         self.norms = nn.ModuleList([nn.Identity(), *(nn.BatchNorm2d(k) for k in kernels[1:])])  # none on the first layer
         self.dense = nn.Linear(kernels[-1] * (size >> len(kernels)) ** 2 + classes, 1)

@@ -47,12 +47,38 @@ def up(k_in, k_out, kernel=5, stride=2):
     """(B, k_in, S, S) -> (B, k_out, 2S, 2S), or with stride 1 and no padding S + kernel - 1."""
     if stride == 1:
         return nn.ConvTranspose2d(k_in, k_out, kernel)
-    return nn.ConvTranspose2d(k_in, k_out, kernel, stride=2, padding=2, output_padding=1)
+    kind = ToImage if k_out <= 4 else nn.ConvTranspose2d
+    return kind(k_in, k_out, kernel, stride=2, padding=2, output_padding=1)
 
 
 def down(k_in, k_out, stride=2):
     """(B, k_in, 2S, 2S) -> (B, k_out, S, S): 5x5; with stride 1 no padding, so S -> S - 4."""
-    return nn.Conv2d(k_in, k_out, kernel_size=5, stride=stride, padding=2 if stride == 2 else 0)
+    kind = FromImage if k_in <= 4 else nn.Conv2d
+    return kind(k_in, k_out, kernel_size=5, stride=stride, padding=2 if stride == 2 else 0)
+
+
+def in_blocks(weight):
+    """5x5 weights of stride 2, (K, C, 5, 5), as 3x3 weights of stride 1 over blocks of 2 x 2 pixels, (K, 4C, 3, 3).
+
+    The sums are the same. Where C is an image's 1 or 3 channels a CPU takes a half to a third of the time for them.
+    """
+    return F.pixel_unshuffle(F.pad(weight, (0, 1, 0, 1)), 2)
+
+
+class ToImage(nn.ConvTranspose2d):
+    """`up` whose output is the image, in blocks."""
+
+    def forward(self, x):
+        blocks = F.conv_transpose2d(x, in_blocks(self.weight), self.bias.repeat_interleave(4), padding=1)
+        return F.pixel_shuffle(blocks, 2)  # (B, 4C, S, S) -> (B, C, 2S, 2S)
+
+
+class FromImage(nn.Conv2d):
+    """`down` whose input is the image, in blocks."""
+
+    def forward(self, x):
+        blocks = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)  # (B, C, 2S, 2S) -> (B, 4C, S, S)
+        return F.conv2d(blocks, in_blocks(self.weight), self.bias, padding=1)
 
 
 def join(x, y):

@@ -43,12 +43,38 @@ import metrics
 
 def up(k_in, k_out):
     """(B, k_in, S, S) -> (B, k_out, 2S, 2S): 5x5 convolutional transpose (section 2, eq. 4)."""
-    return nn.ConvTranspose2d(k_in, k_out, kernel_size=5, stride=2, padding=2, output_padding=1)
+    kind = ToImage if k_out <= 4 else nn.ConvTranspose2d
+    return kind(k_in, k_out, kernel_size=5, stride=2, padding=2, output_padding=1)
 
 
 def down(k_in, k_out):
     """(B, k_in, 2S, 2S) -> (B, k_out, S, S): 5x5 strided convolution (section 2, eq. 3)."""
-    return nn.Conv2d(k_in, k_out, kernel_size=5, stride=2, padding=2)
+    kind = FromImage if k_in <= 4 else nn.Conv2d
+    return kind(k_in, k_out, kernel_size=5, stride=2, padding=2)
+
+
+def in_blocks(weight):
+    """5x5 weights of stride 2, (K, C, 5, 5), as 3x3 weights of stride 1 over blocks of 2 x 2 pixels, (K, 4C, 3, 3).
+
+    The sums are the same. Where C is an image's 1 or 3 channels a CPU takes a half to a third of the time for them.
+    """
+    return F.pixel_unshuffle(F.pad(weight, (0, 1, 0, 1)), 2)
+
+
+class ToImage(nn.ConvTranspose2d):
+    """`up` whose output is the image, in blocks."""
+
+    def forward(self, x):
+        blocks = F.conv_transpose2d(x, in_blocks(self.weight), self.bias.repeat_interleave(4), padding=1)
+        return F.pixel_shuffle(blocks, 2)  # (B, 4C, S, S) -> (B, C, 2S, 2S)
+
+
+class FromImage(nn.Conv2d):
+    """`down` whose input is the image, in blocks."""
+
+    def forward(self, x):
+        blocks = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)  # (B, C, 2S, 2S) -> (B, 4C, S, S)
+        return F.conv2d(blocks, in_blocks(self.weight), self.bias, padding=1)
 
 
 def batch_norm(k):
@@ -67,6 +93,7 @@ class Decoder(nn.Module):
 
     def forward(self, h):
         x = self.dense(h).unflatten(1, self.base)  # (B, K0, S / 2^L, S / 2^L), L = len(kernels)
+        x = x.contiguous(memory_format=torch.channels_last)
         for norm, layer in zip(self.norms, self.ups):
             x = layer(F.relu(norm(x)))             # twice the side, at last (B, C, S, S)
         return x

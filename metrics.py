@@ -11,6 +11,7 @@ copied out on its own.
 import argparse
 import contextlib
 import csv
+import ctypes
 import importlib
 import inspect
 import json
@@ -228,7 +229,21 @@ def device_of(text):
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise InputError(f"device {text} cannot be used: {reason}; --device cpu can") from error
+    if torch.device(text).type == "cpu":
+        keep_freed_memory()
     return torch.device(text)
+
+
+def keep_freed_memory():
+    """Has glibc keep freed tensors' memory for the next ones: else it goes back to the system, which clears each page anew.
+
+    A training loop on a CPU frees and asks for the same sizes over and over; this saves about a twentieth of its time.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, 1 << 30)
 
 
 class Parser(argparse.ArgumentParser):

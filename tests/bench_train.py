@@ -5,8 +5,9 @@
 
 Both loops are the script itself, run as a user runs it, in turn, and timed by the lines it prints; each in a process of
 its own, so that its peak memory is its own. The usual loop is what most ports have: images through torchvision's
-transforms and a DataLoader with two workers, float32, contiguous tensors, Adam as it comes, and a line after every update,
-for which the device is waited for. `usual` below makes it out of a script by replacing these five things and no other.
+transforms and a DataLoader with two workers, float32, contiguous tensors, convolutions, Adam and memory as they come, and
+a line after every update, for which the device is waited for. `usual` below makes it out of a script by replacing these
+things and no other.
 
 Columns: ms an update and images/s of ours (the median over rounds), peak memory in GiB (resident, on CUDA allocated), how
 many times as fast as the usual loop, the share of the time that passes outside of the networks, their losses' backward
@@ -53,12 +54,13 @@ PARTS = {  # name: (script and its own flags, data set or None for --dataset's, 
 # ------------------------------------------------------------------------------- inside the process that is measured
 
 
-def usual():
-    """Makes the scripts' loop the usual one."""
+def usual(script):
+    """Makes the loop of a script, an imported module, the usual one."""
     import torch
     from torchvision import transforms
 
     import data
+    import metrics
 
     class Pictures(torch.utils.data.Dataset):
         def __init__(self, images, labels):
@@ -78,10 +80,13 @@ def usual():
             for batch in loader:
                 yield batch.to(device) if labels is None else tuple(part.to(device) for part in batch)
 
-    to, adam = torch.nn.Module.to, torch.optim.Adam
+    to, adam, contiguous = torch.nn.Module.to, torch.optim.Adam, torch.Tensor.contiguous
     torch.nn.Module.to = lambda net, *places, memory_format=None, **more: to(net, *places, **more)
+    torch.Tensor.contiguous = lambda tensor, memory_format=None: contiguous(tensor)
     torch.optim.Adam = lambda *params, fused=None, **more: adam(*params, **more)
+    script.ToImage, script.FromImage = torch.nn.ConvTranspose2d, torch.nn.Conv2d
     data.batches = batches
+    metrics.keep_freed_memory = lambda: None
 
 
 def shares(main, argv):
@@ -147,9 +152,10 @@ def operations(main, argv):
 
 def inner(mode, script, argv):
     """What a process of its own does: run the script as it is, or so as to find out one thing about it."""
+    module = importlib.import_module(script.removesuffix(".py"))
+    main = module.main
     if mode == "usual":
-        usual()
-    main = importlib.import_module(script.removesuffix(".py")).main
+        usual(module)
     if mode in ("ours", "usual"):
         main(argv)
         import torch

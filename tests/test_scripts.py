@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import data
@@ -40,6 +41,26 @@ SMALL = {  # flags of a run that is quick
 }
 
 every_script = pytest.mark.parametrize("script", SCRIPTS)
+
+
+@pytest.mark.parametrize("script", ["gran", "dcgan", "de_gan"])
+@pytest.mark.parametrize("kind, other, shape, more", [("ToImage", nn.ConvTranspose2d, (2, 6, 7, 7), {"output_padding": 1}),
+                                                      ("FromImage", nn.Conv2d, (2, 3, 14, 14), {})])
+def test_convolutions_in_blocks_are_torchs_forward_and_backward(script, kind, other, shape, more):
+    torch.manual_seed(0)
+    channels = (6, 3) if kind == "ToImage" else (3, 6)
+    theirs = other(*channels, kernel_size=5, stride=2, padding=2, **more).double()
+    ours = getattr(importlib.import_module(script), kind)(*channels, kernel_size=5, stride=2, padding=2, **more).double()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(shape, dtype=torch.float64)
+    found = []
+    for layer in (ours, theirs):
+        x_in = x.clone().requires_grad_()
+        y = layer(x_in)
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=torch.float64).reshape(y.shape))
+        found.append((y, x_in.grad, layer.weight.grad, layer.bias.grad))
+    for one, two in zip(*found):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
 
 
 @pytest.fixture(scope="module")
