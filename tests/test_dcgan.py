@@ -454,7 +454,7 @@ def test_arithmetic_and_forget_by_the_reader(runs, capsys):
     assert (runs / "plain/explore/arithmetic.txt").read_text().count("\n") == 4
     dcgan.main(["--resume", str(runs / "plain"), "--explore", "forget", "--concepts", "class=1"])
     header, drawn, *_ = (runs / "plain/explore/forget.txt").read_text().splitlines()
-    assert header.split()[1:] == ["of", "16", "maps", "class=1"] and drawn.split()[-1] == "100%"
+    assert header.split()[1:] == ["of", "8", "maps", "class=1"] and drawn.split()[-1] == "100%"
     assert size_of(runs / "plain/explore/forget.png") == tiles(12, 4, 3)
     with pytest.raises(SystemExit):
         dcgan.main(["--resume", str(runs / "plain"), "--explore", "forget"])
