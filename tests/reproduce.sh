@@ -2,7 +2,7 @@
 # Makes again what README.md shows: trains every model named there and prints every table, into results/.
 #
 #   bash tests/reproduce.sh                 all of it, in the order of the README
-#   bash tests/reproduce.sh gran dcrw       only these parts: gran draw dcrw table1 mnist convergence telugu faces cifar10 assets
+#   bash tests/reproduce.sh gran dcrw       only these parts, of those on the last line
 #   DATA=~/data DEVICE=cuda bash tests/reproduce.sh
 #
 # It may be stopped at any time and started again: a run that stands is skipped, one that was stopped goes on. DATA holds
@@ -44,6 +44,7 @@ gran() {  # GRAN: Tables 2 to 4 and the figures of samples, steps and neighbours
     measure gran-table3 gam runs/gran{1,3}-mnist runs/dvae-mnist runs/draw-mnist
     measure gran-table4 gam runs/gran5-mnist{,@7,@9}
     measure gran eval runs/gran{1,3,5}-mnist
+    train gran3-per-step-mnist gran.py $mnist --steps 3 --noise per-step --epochs 3
 }
 
 draw() {  # DRAW and DRAW-GAN: Table I
@@ -51,13 +52,14 @@ draw() {  # DRAW and DRAW-GAN: Table I
     train info-mnist vae.py $mnist --objective info
     train draw-mnist draw_gan.py $mnist --epochs 15
     train draw-gan-mnist draw_gan.py $mnist --objective draw-gan --epochs 5
+    for seed in 1 2; do train draw-gan-seed$seed draw_gan.py $mnist --objective draw-gan --epochs 2 --seed $seed; done
     measure draw-table1 eval runs/{vae,info,draw,draw-gan}-mnist --paper-units
 }
 
 telugu() {  # Table II
     for objective in vae info; do train "$objective-telugu" vae.py --dataset telugu --objective $objective --epochs 40; done
-    train draw-telugu draw_gan.py --dataset telugu --epochs 25
-    train draw-gan-telugu draw_gan.py --dataset telugu --objective draw-gan --epochs 8
+    train draw-telugu draw_gan.py --dataset telugu --epochs 80
+    train draw-gan-telugu draw_gan.py --dataset telugu --objective draw-gan --epochs 30
     measure draw-table2 eval runs/{vae,info,draw,draw-gan}-telugu --features pixels --n 1500 --paper-units
 }
 
@@ -69,7 +71,7 @@ dcrw() {  # Table I, Figures 4 to 6: times.png, losses.png and the last lines of
 table1() {  # DE-GAN: Tables I, V and VI, and a tournament
     for objective in vae info aae; do train "$objective-mnist-labels" vae.py $mnist --conditional --objective $objective; done
     train gan-mnist-labels dcgan.py $mnist --conditional --arch dense --epochs 12
-    train wgan-mnist-labels dcgan.py $mnist --conditional --objective wgan --epochs 8
+    train wgan-mnist-labels dcgan.py $mnist --conditional --objective wgan --epochs 32
     train dcgan-mnist-labels dcgan.py $mnist --conditional --epochs 12
     train de_gan-mnist-labels de_gan.py $mnist --conditional --epochs 6 --accuracy-every 200
     measure de_gan-tables eval runs/{vae,info,aae,gan,wgan,dcgan,de_gan}-mnist-labels
@@ -100,8 +102,17 @@ faces() {  # the slides' explorations
     python dcgan.py --resume runs/dcgan-mnist-labels --explore nearest --data-dir "$DATA" --device "$DEVICE"
 }
 
-cifar10() {  # Table 5, second column; at batch 100 an update takes two cores five to ten seconds, by count of operations
-    train gran1-cifar10 gran.py --dataset cifar10 --steps 1 --batch-size 10 --iters 200
+precision() {  # README, Speed: bfloat16 against float32, three seeds of each
+    local seed
+    for seed in 0 1 2; do
+        train dcgan-bf16-seed$seed dcgan.py $mnist --epochs 2 --seed $seed --amp
+        train dcgan-f32-seed$seed dcgan.py $mnist --epochs 2 --seed $seed --no-amp
+    done
+    measure precision eval runs/dcgan-{bf16,f32}-seed{0,1,2}
+}
+
+cifar10() {  # Table 5, second column; of one core's time an update takes two seconds
+    train gran1-cifar10 gran.py --dataset cifar10 --steps 1 --batch-size 32 --iters 600
 }
 
 assets() {  # the README's pictures
@@ -118,7 +129,9 @@ assets() {  # the README's pictures
         cp runs/$name-mnist/losses.png assets/$name-losses.png
     done
     cp runs/de_gan-mnist-labels/noise.png assets/de_gan-noise.png
+    cp "$(ls runs/gran1-cifar10/samples/*.png | tail -n 1)" assets/gran1-cifar10.png
+    cp runs/gran3-per-step-mnist/steps.png assets/gran3-per-step.png
     for name in walk arithmetic filters forget; do cp runs/dcgan-faces/explore/$name.png assets/faces-$name.png; done
 }
 
-for part in ${*:-gran draw dcrw table1 mnist convergence telugu faces cifar10 assets}; do $part; done
+for part in ${*:-gran draw dcrw table1 mnist convergence telugu faces precision cifar10 assets}; do $part; done
