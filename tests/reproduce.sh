@@ -44,7 +44,6 @@ gran() {  # GRAN: Tables 2 to 4 and the figures of samples, steps and neighbours
     measure gran-table3 gam runs/gran{1,3}-mnist runs/dvae-mnist runs/draw-mnist
     measure gran-table4 gam runs/gran5-mnist{,@7,@9}
     measure gran eval runs/gran{1,3,5}-mnist
-    train gran3-per-step-mnist gran.py $mnist --steps 3 --noise per-step --epochs 3
 }
 
 draw() {  # DRAW and DRAW-GAN: Table I
@@ -58,8 +57,8 @@ draw() {  # DRAW and DRAW-GAN: Table I
 
 telugu() {  # Table II
     for objective in vae info; do train "$objective-telugu" vae.py --dataset telugu --objective $objective --epochs 40; done
-    train draw-telugu draw_gan.py --dataset telugu --epochs 80
-    train draw-gan-telugu draw_gan.py --dataset telugu --objective draw-gan --epochs 30
+    train draw-telugu draw_gan.py --dataset telugu --epochs 25
+    train draw-gan-telugu draw_gan.py --dataset telugu --objective draw-gan --epochs 8
     measure draw-table2 eval runs/{vae,info,draw,draw-gan}-telugu --features pixels --n 1500 --paper-units
 }
 
@@ -130,7 +129,6 @@ assets() {  # the README's pictures
     done
     cp runs/de_gan-mnist-labels/noise.png assets/de_gan-noise.png
     cp "$(ls runs/gran1-cifar10/samples/*.png | tail -n 1)" assets/gran1-cifar10.png
-    cp runs/gran3-per-step-mnist/steps.png assets/gran3-per-step.png
     for name in walk arithmetic filters forget; do cp runs/dcgan-faces/explore/$name.png assets/faces-$name.png; done
 }
 
