@@ -111,7 +111,7 @@ precision() {  # README, Speed: bfloat16 against float32, three seeds of each
 }
 
 cifar10() {  # Table 5, second column; of one core's time an update takes two seconds
-    train gran1-cifar10 gran.py --dataset cifar10 --steps 1 --batch-size 32 --iters 600
+    train gran1-cifar10 gran.py --dataset cifar10 --steps 1 --batch-size 32 --iters 600 --sample-every 100
 }
 
 assets() {  # the README's pictures
@@ -129,6 +129,7 @@ assets() {  # the README's pictures
     done
     cp runs/de_gan-mnist-labels/noise.png assets/de_gan-noise.png
     cp "$(ls runs/gran1-cifar10/samples/*.png | tail -n 1)" assets/gran1-cifar10.png
+    cp runs/gran1-cifar10/samples/000300.png assets/gran1-cifar10-300.png
     for name in walk arithmetic filters forget; do cp runs/dcgan-faces/explore/$name.png assets/faces-$name.png; done
 }
 
