@@ -23,7 +23,7 @@ train() {  # train NAME SCRIPT FLAGS...: runs/NAME, unless it is done
     if [ -e "runs/$name/checkpoint.pt" ]; then
         python "$script" --resume "runs/$name" --device "$DEVICE"
     else
-        python "$script" "$@" $quiet --data-dir "$DATA" --device "$DEVICE" --out "runs/$name"
+        python "$script" $quiet "$@" --data-dir "$DATA" --device "$DEVICE" --out "runs/$name"
     fi
     touch "runs/$name/done"
 }
