@@ -237,7 +237,7 @@ def device_of(text):
 def keep_freed_memory():
     """Has glibc keep freed tensors' memory for the next ones: else it goes back to the system, which clears each page anew.
 
-    A training loop on a CPU frees and asks for the same sizes over and over; this saves about a twentieth of its time.
+    A training loop on a CPU frees and asks for the same sizes over and over.
     """
     trim_threshold, mmap_threshold = -1, -3  # of malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library

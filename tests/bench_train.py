@@ -1,7 +1,7 @@
 """Training and sampling speed of every script beside the loop as usually written: python tests/bench_train.py [PART ...]
 
     python tests/bench_train.py --dataset mnist --data-dir DIR          all parts; gran5, dcgan, ... name some of them
-    python tests/bench_train.py gran5 --device cuda --updates 300
+    python tests/bench_train.py gran5 --device cuda --lines 20
 
 Both loops are the script itself, run as a user runs it, in turn, and timed by the lines it prints; each in a process of
 its own, so that its peak memory is its own. The usual loop is what most ports have: images through torchvision's
