@@ -742,11 +742,7 @@ def forget(args, run, folder, drawn=2000):
         keep = (~dropped).float().to(run.device)[:, None, None]
         return draw(run, z, layer=layer, edit=lambda maps: maps * keep)
 
-    drop = torch.zeros(len(weights), dtype=torch.bool)
-    for strongest in weights.argsort(descending=True)[: (weights > 0).sum()]:
-        drop[strongest] = True
-        if (reader.read(without(drop, z[:500]))[name].argmax(1) == value).float().mean() <= 0.1:
-            break
+    drop = fewest(weights, lambda drop: (reader.read(without(drop, z[:500]))[name].argmax(1) == value).float().mean())
     at_random = drop[torch.randperm(len(drop))]
     pictures = {"as drawn": draw(run, z), "its maps dropped": without(drop, z), "random maps dropped": without(at_random, z)}
     marked, (top, bottom, left, right) = pictures["as drawn"][:12].clone(), box
@@ -759,6 +755,16 @@ def forget(args, run, folder, drawn=2000):
         same = [(read[key].argmax(1) == before[key][shows].argmax(1)).float().mean() for key in others]
         lines.append([title, f"{(read[name].argmax(1) == value).float().mean():.0%}", *(f"{share:.0%}" for share in same)])
     table(lines, folder / "forget.txt")
+
+
+def fewest(weights, share_showing):
+    """Which maps to drop, bool (K,): those of positive weight (K,), the strongest first, until share_showing(dropped) <= 0.1."""
+    drop = torch.zeros(len(weights), dtype=torch.bool)
+    for strongest in weights.argsort(descending=True)[: (weights > 0).sum()]:
+        drop[strongest] = True
+        if share_showing(drop) <= 0.1:
+            break
+    return drop
 
 
 def find_box(having, lacking):

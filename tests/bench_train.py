@@ -5,14 +5,15 @@
 
 Both loops are the script itself, run as a user runs it, in turn, and timed by the lines it prints; each in a process of
 its own, so that its peak memory is its own. The usual loop is what most ports have: images through torchvision's
-transforms and a DataLoader with two workers, float32, contiguous tensors, convolutions, Adam and memory as they come, and
-a line after every update, for which the device is waited for. `usual` below makes it out of a script by replacing these
-things and no other.
+transforms and a DataLoader with two workers, float32, contiguous tensors, convolutions, Adam and memory as they come, D's
+weights given gradients in G's update too, and a line after every update, for which the device is waited for. `usual` below
+makes it out of a script by replacing these things and no other.
 
 Columns: ms an update and images/s of ours (the median over rounds), peak memory in GiB (resident, on CUDA allocated), how
 many times as fast as the usual loop, the share of the time that passes outside of the networks, their losses' backward
 pass and the optimisers, and the floor: the update's counted floating-point operations at the machine's matrix rate, as a
-share of the time taken. Then 10,000 samples, `--help`, and the time from the command to the first update, in seconds.
+share of the time taken. Then 10,000 samples, `--help`, and the time from the command to the first update, in seconds. The
+part `memory` has a line of its own: GRAN's peak for T = 10, 20 and 40, and what a step more takes.
 """
 
 import argparse
@@ -83,6 +84,7 @@ def usual(script):
     to, adam, contiguous = torch.nn.Module.to, torch.optim.Adam, torch.Tensor.contiguous
     torch.nn.Module.to = lambda net, *places, memory_format=None, **more: to(net, *places, **more)
     torch.Tensor.contiguous = lambda tensor, memory_format=None: contiguous(tensor)
+    torch.nn.Module.requires_grad_ = lambda net, requires_grad=True: net
     if script.__name__ != "draw_gan":  # whose guard rests a network through the fused one
         torch.optim.Adam = lambda *params, fused=None, **more: adam(*params, **more)
     script.ToImage, script.FromImage = torch.nn.ConvTranspose2d, torch.nn.Conv2d
@@ -216,9 +218,19 @@ def matrix_rate(device):
     return 2 * 4096**3 / min(seconds), str(dtype).removeprefix("torch.")
 
 
+def memory(flags):
+    """Peak GiB of GRAN for T drawing steps, {T: GiB}; its last pictures take less than T = 10 does."""
+    peaks = {}
+    for T in (10, 20, 40):
+        with tempfile.TemporaryDirectory() as folder:
+            argv = [*flags, "--steps", str(T), "--iters", "3", "--out", folder + "/run"]
+            peaks[T] = timed_lines("ours", "gran.py", argv, 1)[2]
+    return peaks
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("part", nargs="*", help=", ".join(PARTS))
+    parser.add_argument("part", nargs="*", help=", ".join([*PARTS, "memory"]))
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--device", default="cpu")
@@ -231,11 +243,16 @@ def main():
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; {dtype} products at {rate / 1e9:.0f} GFLOP/s")
     print(f"{'':15} {'ms':>7} {'img/s':>7} {'GiB':>5} {'usual':>6} {'outside':>8} {'floor':>6} {'samples':>8} {'--help':>7} {'start':>6}",
           flush=True)  # fmt: skip
-    for part in args.part or PARTS:
-        flags, dataset, per_line = PARTS[part]
+    for part in args.part or [*PARTS, "memory"]:
+        flags, dataset, per_line = PARTS.get(part, ("gran.py", None, 1))
         script, *flags = flags.split()
         flags += ["--dataset", dataset or args.dataset, "--data-dir", args.data_dir, "--device", args.device]
         flags += ["--sample-every", "1000000000"]
+        if part == "memory":
+            peaks = memory(flags)
+            print("memory of GRAN: " + ", ".join(f"{peak:.2f} GiB at T = {T}" for T, peak in peaks.items())
+                  + f"; {1024 * (peaks[40] - peaks[10]) / 30:.0f} MiB a step", flush=True)
+            continue
         with tempfile.TemporaryDirectory() as folder:
             found = {"ours": [], "usual": []}
             for turn in range(args.rounds):

@@ -461,6 +461,13 @@ def test_arithmetic_and_forget_by_the_reader(runs, capsys):
     assert "class=0..1" in capsys.readouterr().err
 
 
+def test_forget_drops_no_more_maps_than_it_takes():
+    """Maps 0 and 2 draw the thing together; map 3 has nothing to do with it, and map 1 would be the next to go."""
+    weights = torch.tensor([3.0, 1.0, 2.0, -1.0])
+    assert dcgan.fewest(weights, lambda drop: 0.1 if drop[0] and drop[2] else 0.5).tolist() == [True, False, True, False]
+    assert dcgan.fewest(weights, lambda drop: 0.5).tolist() == [True, True, True, False]  # never one of negative weight
+
+
 def test_filters_features_and_nearest(runs, capsys):
     dcgan.main(["--resume", str(runs / "plain"), "--explore", "filters"])
     assert size_of(runs / "plain/explore/filters.png") == tiles(14, 12, 3)
