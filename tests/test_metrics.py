@@ -37,7 +37,7 @@ def orthogonal(d, seed=0):
 
 
 def test_freed_memory_is_kept_for_the_next_tensors():
-    """Tensors of 128 MiB in all, freed and asked for ten times: plain glibc faults their 327,360 pages in anew."""
+    """Tensors of 128 MiB in all, freed and asked for ten times: plain glibc faults their pages in anew (327,360 of 4 KiB)."""
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("another C library")
     code = """
@@ -53,7 +53,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     kept, usual = (int(subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, check=True, cwd=ROOT).stdout)
                    for word in ("keep", "not"))
-    assert kept < usual / 100 and usual > 100_000
+    assert 100 * kept < usual
 
 
 # FID
