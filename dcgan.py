@@ -623,7 +623,8 @@ def certainty(read, concept):
 def arithmetic(args, run, folder, drawn=4000, trials=200):
     """Three pictures of each concept, their means below; then G(a - b + c) amid eight neighbours; then the sums of pixels.
 
-    The table says how often such a sum shows what it should, over `trials` other triples. Given --latents: no table.
+    The three are those that the reader is surest of, as a person would choose clear ones. The table says how often such a sum
+    shows what it should, over `trials` random triples of those that show the concept well. Given --latents: no table.
     """
     z_dim, generator = run.nets["G"].z_dim, torch.Generator().manual_seed(args.seed)
     if args.latents:
@@ -633,12 +634,14 @@ def arithmetic(args, run, folder, drawn=4000, trials=200):
         a, b, c = concepts = parse_concepts(args, reader.values, FACES_SUM)
         z = draw_z(drawn, z_dim, generator)
         read = reader.read(draw(run, z))
-        sure = [(certainty(read, concept) > 0.8).nonzero()[:, 0] for concept in concepts]
-        for concept, found in zip(concepts, sure):
+        sure = [certainty(read, concept) for concept in concepts]
+        shown = [(share > 0.8).nonzero()[:, 0] for share in sure]
+        for concept, found in zip(concepts, shown):
             if len(found) < 3:
                 raise data.InputError(f"{len(found)} of {drawn} samples show {concept}: train longer, or choose other --concepts")
-        picks = [[torch.randperm(len(found), generator=generator)[:3] for found in sure] for _ in range(trials + 1)]
-        triples = torch.stack([torch.stack([z[found[pick]] for found, pick in zip(sure, row)]) for row in picks])
+        picks = [share.topk(3).indices for share in sure]
+        picks += [found[torch.randperm(len(found), generator=generator)[:3]] for _ in range(trials) for found in shown]
+        triples = z[torch.stack(picks)].unflatten(0, (trials + 1, 3))        # (trials + 1, 3 concepts, 3 examples, Z)
     means = triples.mean(2)                                                  # (trials + 1, 3 concepts, Z)
     y = means[:, 0] - means[:, 1] + means[:, 2]                              # (trials + 1, Z)
     noise = torch.empty(9, z_dim).uniform_(-0.25, 0.25, generator=generator)
