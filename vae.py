@@ -20,7 +20,8 @@ Differs from the papers
 - One encoder for all: a Gaussian q(z|x) of diagonal covariance (one of three choices in the AAE paper); ReLU where
   Kingma and Welling have tanh; two dense layers of 500 where they have one (AAE: two of 1000, see --hidden).
 - Adam with betas (0.9, 0.999) in place of Adagrad and momentum; (0.5, 0.999) in AAE's regularisation phase.
-- --conditional gives the label to encoder and decoder alike, and not to D_z: every class has the whole of N(0, I).
+- --conditional gives the label to encoder, decoder and D_z, and info compares codes within each class: it is each class
+  whose codes must fill N(0, I), since its samples are drawn from there. (The AAE paper's D_z does not see the label.)
 """
 
 import argparse
@@ -88,16 +89,17 @@ class Decoder(nn.Module):
 
 
 class LatentDiscriminator(nn.Module):
-    """D_z of the AAE: codes (B, Z) to logits (B,), positive = drawn from N(0, I)."""
+    """D_z of the AAE: codes (B, Z), and their labels (B,) if K > 0, to logits (B,), positive = drawn from N(0, I)."""
 
-    def __init__(self, z_dim, hidden=500):
+    def __init__(self, z_dim, hidden=500, classes=0):
         super().__init__()
+        self.classes = classes
         self.dense = nn.Sequential(
-            nn.Linear(z_dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+            nn.Linear(z_dim + classes, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
         )
 
-    def forward(self, z):
-        return self.dense(z).squeeze(1).float()
+    def forward(self, z, y=None):
+        return self.dense(join(z, y, self.classes)).squeeze(1).float()
 
 
 def join(h, y, classes):
@@ -130,14 +132,20 @@ def kl(mu, logvar):
     return (mu**2 + logvar.exp() - logvar - 1).sum(1) / 2
 
 
-def mmd(x, y, bandwidth):
+def mmd(x, y, bandwidth, labels=None):
     """Squared maximum mean discrepancy of rows x (n, Z) and y (m, Z), biased, kernel exp(-|a - b|^2 / 2 bandwidth^2).
 
     InfoVAE's divergence (section 4.2). 0 where x and y are the same rows; 2 - 2 exp(-d^2 / 2 bandwidth^2) for two points.
+    With labels (n,) of both x and y, n = m: that of each class with itself, weighted by the class's share of the rows.
     """
+    if labels is not None:
+        same = labels[:, None] == labels
+        share = same / (len(labels) * same.sum(1, keepdim=True))      # (n, n): a mean over rows of means over their class
+
     def k(a, b):
         distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-        return (-distance.square() / (2 * bandwidth**2)).exp().mean()
+        kernel = (-distance.square() / (2 * bandwidth**2)).exp()
+        return kernel.mean() if labels is None else (share * kernel).sum()
 
     return k(x, x) + k(y, y) - 2 * k(x, y)
 
@@ -168,7 +176,7 @@ def build(args):
     sizes = (kernels_of(args.arch, args.size), args.channels, args.size, args.z_dim, args.hidden, args.classes)
     nets = {"encoder": Encoder(*sizes), "decoder": Decoder(*sizes)}
     if args.objective == "aae":
-        nets["D_z"] = LatentDiscriminator(args.z_dim, args.hidden)
+        nets["D_z"] = LatentDiscriminator(args.z_dim, args.hidden, args.classes)
     return nets
 
 
@@ -377,7 +385,7 @@ def train(args):
             if args.objective in ("vae", "dvae"):
                 loss = terms[0] + terms[1]
             elif args.objective == "info":
-                terms.append(mmd(z, torch.randn_like(z), bandwidth=math.sqrt(args.z_dim)))
+                terms.append(mmd(z, torch.randn_like(z), math.sqrt(args.z_dim), y))
                 loss = terms[0] + args.mmd_weight * terms[2]
             else:
                 loss = terms[0]                                      # AAE's reconstruction phase
@@ -388,7 +396,7 @@ def train(args):
             if args.objective == "aae":                              # and its regularisation phase
                 with autocast:
                     z = draw_z(*encoder(x, y))
-                    prior_logit, code_logit = D_z(torch.randn_like(z)), D_z(z.detach())
+                    prior_logit, code_logit = D_z(torch.randn_like(z), y), D_z(z.detach(), y)
                 loss_D = d_loss(prior_logit, code_logit)
                 opt_D.zero_grad()
                 loss_D.backward()
@@ -396,7 +404,7 @@ def train(args):
 
                 D_z.requires_grad_(False)                            # the gradient passes through D_z to the encoder
                 with autocast:
-                    loss_E = e_loss(D_z(z))
+                    loss_E = e_loss(D_z(z, y))
                 opt_E.zero_grad()
                 loss_E.backward()
                 opt_E.step()

@@ -97,6 +97,14 @@ def test_mmd_is_the_double_loop_and_the_metric():
     assert points.item() == pytest.approx(2 - 2 * math.exp(-1 / 2))
 
 
+def test_mmd_of_labelled_rows_is_that_of_each_class():
+    x, y, labels = torch.randn(10, 3), torch.randn(10, 3) + 1, torch.tensor([0, 2, 2, 0, 2, 5, 5, 2, 2, 5])
+    expected = sum((labels == c).sum() / 10 * metrics.mmd(x[labels == c], y[labels == c], bandwidth=1.7) for c in (0, 2, 5))
+    assert vae.mmd(x, y, 1.7, labels).item() == pytest.approx(expected.item(), rel=1e-4)
+    swapped = torch.tensor([[0.0], [3.0]])  # together the same rows, class by class 3 apart
+    assert vae.mmd(swapped, swapped.flip(0), 1.0, torch.arange(2)).item() == pytest.approx(2 - 2 * math.exp(-9 / 2))
+
+
 def test_mmd_gradient_is_finite_and_right():
     x, y = torch.randn(30, 3, dtype=torch.double, requires_grad=True), torch.randn(5, 3, dtype=torch.double)
     distance = (x[:, None] - x[None]).square().sum(2), (x[:, None] - y[None]).square().sum(2)
@@ -188,7 +196,7 @@ def test_shapes(arch, channels, size, base, classes):
     nets = bare(arch, "aae", channels, size, z_dim=5, classes=classes)
     x, y = torch.rand(4, channels, size, size), torch.arange(4) if classes else None
     mu, logvar = nets["encoder"](x, y)
-    assert mu.shape == logvar.shape == (4, 5) and nets["D_z"](mu).shape == (4,)
+    assert mu.shape == logvar.shape == (4, 5) and nets["D_z"](mu, y).shape == (4,)
     assert nets["encoder"].dense[0].in_features == math.prod(base) + classes
     assert nets["decoder"].base == base and nets["decoder"].dense[0].in_features == 5 + classes
     assert nets["decoder"](mu, y).shape == x.shape
@@ -260,30 +268,35 @@ def test_class_folders_sort_as_labels_do(tmp_path):
 # Training -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_one_update_by_hand(objective, patterns, tmp_path):
+def test_one_update_by_hand(objective, conditional, patterns, tmp_path):
     """The networks after one update, from torch.distributions, a naive MMD and binary cross-entropy with labels 1 and 0."""
-    vae.main(command(patterns, tmp_path / "run", "--objective", objective, "--mmd-weight", "50", iters=1))
+    more = ["--conditional"] if conditional else []
+    vae.main(command(patterns, tmp_path / "run", "--objective", objective, "--mmd-weight", "50", *more, iters=1))
     trained = metrics.load_checkpoint(tmp_path / "run")["nets"]
 
-    images, _ = data.load(str(patterns), patterns.parent)
-    x = next(data.batches(images, 20, "cpu", seed=0))
+    images, labels = data.load(str(patterns), patterns.parent)
+    x, y = next(data.batches(images, 20, "cpu", seed=0, labels=labels))
+    y = y if conditional else None
     torch.manual_seed(0)
-    nets = bare(objective=objective)
+    nets = bare(objective=objective, classes=2 if conditional else 0)
     encoder, decoder = nets["encoder"], nets["decoder"]
     opt = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
-    q = lambda seen: Independent(Normal(encoder(seen)[0], encoder(seen)[1].exp().sqrt()), 1)
+    q = lambda seen: Independent(Normal(encoder(seen, y)[0], encoder(seen, y)[1].exp().sqrt()), 1)
     prior = Independent(Normal(torch.zeros(3), torch.ones(3)), 1)
     posterior = q(vae.corrupt(x, 0.1) if objective == "dvae" else x)
     z = posterior.rsample()
-    loss = -Independent(Bernoulli(logits=decoder(z), validate_args=False), 3).log_prob(x).mean()
+    loss = -Independent(Bernoulli(logits=decoder(z, y), validate_args=False), 3).log_prob(x).mean()
     if objective in ("vae", "dvae"):
         loss = loss + kl_divergence(posterior, prior).mean()
     if objective == "info":
-        both = torch.cat([z, torch.randn(20, 3)])
-        kernel = (-(both[:, None] - both[None]).square().sum(2) / (2 * 3)).exp()  # bandwidth^2 = 3, the length of z
-        sign = torch.cat([torch.ones(20), -torch.ones(20)]) / 20
-        loss = loss + 50 * sign @ kernel @ sign
+        prior_z = torch.randn(20, 3)
+        for rows in [torch.arange(20)] if y is None else [(y == label).nonzero()[:, 0] for label in (0, 1)]:
+            both = torch.cat([z[rows], prior_z[rows]])
+            kernel = (-(both[:, None] - both[None]).square().sum(2) / (2 * 3)).exp()  # bandwidth^2 = 3, the length of z
+            sign = torch.cat([torch.ones(len(rows)), -torch.ones(len(rows))]) / len(rows)
+            loss = loss + 50 * len(rows) / 20 * sign @ kernel @ sign
     loss.backward()
     opt.step()
     if objective == "aae":
@@ -291,10 +304,10 @@ def test_one_update_by_hand(objective, patterns, tmp_path):
         opt_D, opt_E = (torch.optim.Adam(net.parameters(), lr=2e-4, betas=(0.5, 0.999)) for net in (D_z, encoder))
         z = q(x).rsample()
         opt_D.zero_grad()
-        (bce(D_z(torch.randn(20, 3)), torch.ones(20)) + bce(D_z(z.detach()), torch.zeros(20))).backward()
+        (bce(D_z(torch.randn(20, 3), y), torch.ones(20)) + bce(D_z(z.detach(), y), torch.zeros(20))).backward()
         opt_D.step()
         opt_E.zero_grad()
-        bce(D_z(z), torch.ones(20)).backward()
+        bce(D_z(z, y), torch.ones(20)).backward()
         opt_E.step()
     assert trained.keys() == nets.keys()
     for name, net in nets.items():
