@@ -44,6 +44,9 @@ gran() {  # GRAN: Tables 2 to 4 and the figures of samples, steps and neighbours
     measure gran-table3 gam runs/gran{1,3}-mnist runs/dvae-mnist runs/draw-mnist
     measure gran-table4 gam runs/gran5-mnist{,@7,@9}
     measure gran eval runs/gran{1,3,5}-mnist
+    train gran3-once gran.py $mnist --steps 3 --epochs 2  # one noise for all steps against a noise for each (Figures 11, 29)
+    train gran3-per-step gran.py $mnist --steps 3 --epochs 2 --noise per-step
+    measure gran-noise eval runs/gran3-{once,per-step}
 }
 
 draw() {  # DRAW and DRAW-GAN: Table I
@@ -53,6 +56,23 @@ draw() {  # DRAW and DRAW-GAN: Table I
     train draw-gan-mnist draw_gan.py $mnist --objective draw-gan --epochs 5
     for seed in 1 2; do train draw-gan-seed$seed draw_gan.py $mnist --objective draw-gan --epochs 2 --seed $seed; done
     measure draw-table1 eval runs/{vae,info,draw,draw-gan}-mnist --paper-units
+    for seed in 1 2; do
+        train vae-seed$seed vae.py $mnist --seed $seed
+        train info-seed$seed vae.py $mnist --objective info --seed $seed
+    done
+    measure draw-seeds eval runs/{vae,info}-seed{1,2} --paper-units
+    times runs/{vae,info,draw,draw-gan}-mnist | tee results/times.txt
+}
+
+times() {  # times RUN...: what training took, out of each run's log.csv (Figure 10)
+    python - "$@" <<'EOF'
+import csv, json, sys
+for run in sys.argv[1:]:
+    batch_size, rows = json.load(open(f"{run}/args.json"))["batch_size"], [*csv.DictReader(open(f"{run}/log.csv"))]
+    steps = [0, *(int(row["step"]) for row in rows)]
+    seconds = sum((b - a) * batch_size / float(row["images_per_s"]) for a, b, row in zip(steps, steps[1:], rows))
+    print(f"{run}: {steps[-1]} updates of {batch_size} in {seconds / 60:.1f} minutes")
+EOF
 }
 
 telugu() {  # Table II
@@ -80,6 +100,14 @@ table1() {  # DE-GAN: Tables I, V and VI, and a tournament
     measure dim dim --dataset mnist --out results/dim.png
 }
 
+table7() {  # DE-GAN on CIFAR-10: Table VII, Figures 9 and 10
+    train vae-cifar10-labels vae.py --dataset cifar10 --conditional --arch conv --epochs 4
+    train dcgan-cifar10-labels de_gan.py --dataset cifar10 --conditional --noise plain --lambda-hidden 0 --iters 600 --accuracy-every 200
+    train de_gan-cifar10-labels de_gan.py --dataset cifar10 --conditional --vae-iters 400 --iters 1000 --accuracy-every 200
+    measure de_gan-table7 eval runs/{dcgan,vae,de_gan}-cifar10-labels --n 5000
+    measure dim-cifar10 dim --dataset cifar10 --k 20 100 1000 --out results/dim-cifar10.png
+}
+
 mnist() {  # the README's first table, after gran, draw, dcrw and table1
     measure mnist eval runs/{gran1,gran3,gran5,draw,draw-gan,vae,info,dcrw}-mnist runs/{dcgan,de_gan}-mnist-labels --paper-units
 }
@@ -93,7 +121,7 @@ convergence() {  # DE-GAN: Figure 6, three seeds of each
 }
 
 faces() {  # the slides' explorations
-    train dcgan-faces dcgan.py --dataset faces --epochs 14
+    train dcgan-faces dcgan.py --dataset faces --batch-size 64 --epochs 35
     for look in walk arithmetic filters forget features; do
         python dcgan.py --resume runs/dcgan-faces --explore $look --data-dir "$DATA" --device "$DEVICE"
     done
@@ -123,6 +151,8 @@ assets() {  # the README's pictures
     done
     for name in gran5 draw; do cp runs/$name-mnist/steps.gif assets/$name-mnist.gif; done
     cp runs/gran5-mnist/steps.png assets/gran5-mnist-steps.png
+    cp runs/gran3-per-step/steps.png assets/gran3-per-step.png
+    cp "$(ls runs/de_gan-cifar10-labels/samples/*.png | tail -n 1)" assets/de_gan-cifar10.png
     for name in dcrw dcrw-none; do
         cp runs/$name-mnist/times.png assets/$name-times.png
         cp runs/$name-mnist/losses.png assets/$name-losses.png
@@ -133,4 +163,4 @@ assets() {  # the README's pictures
     for name in walk arithmetic filters forget; do cp runs/dcgan-faces/explore/$name.png assets/faces-$name.png; done
 }
 
-for part in ${*:-gran draw dcrw table1 mnist convergence telugu faces precision cifar10 assets}; do $part; done
+for part in ${*:-gran draw dcrw table1 mnist convergence table7 telugu faces precision cifar10 assets}; do $part; done
