@@ -388,9 +388,8 @@ def train(args):
     total = args.iters or args.epochs * (len(images) // args.batch_size) // args.d_steps
     if start >= total:
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
-    if args.compile:
-        for net in nets.values():
-            net.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+    if args.compile:  # nets itself stays plain, for samples: a CUDA graph would overwrite each batch with the next
+        G, D = (torch.compile(net, mode="reduce-overhead" if device.type == "cuda" else "default") for net in (G, D))
 
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     only_now = ("out", "resume", "sample", "explore", "concepts", "attributes", "latents")
@@ -403,6 +402,8 @@ def train(args):
     sums, printed = 0, start
     with metrics.ctrl_c() as stopping:
         for step in range(start + 1, total + 1):
+            if args.compile:
+                torch.compiler.cudagraph_mark_step_begin()  # till the next mark no graph overwrites another's outputs
             for _ in range(args.d_steps):
                 x, y = next(served)
                 y = y if args.conditional else None

@@ -215,7 +215,7 @@ def draw_pictures(nets, args, held_out, folder, step):
     x = held_out[:10].to(net.c_0.device) / 255
     noise = net.draw_noise(len(x), generator=torch.Generator().manual_seed(args.seed)).to(x.device)
     with torch.no_grad():
-        drawn = torch.sigmoid(net.forward(x, noise, every_step=True)[0])  # forward itself: the plain net, never compiled
+        drawn = torch.sigmoid(net(x, noise, every_step=True)[0])
     save_image(torch.cat([x[None], drawn]).transpose(0, 1).flatten(0, 1), folder / "reconstructions.png", nrow=len(drawn) + 1)
 
 
@@ -321,8 +321,8 @@ def train(args):
     total = args.iters or args.epochs * (len(images) // args.batch_size)
     if start >= total:
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
-    if args.compile:
-        net.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+    if args.compile:  # nets itself stays plain, for samples: a CUDA graph would overwrite each batch with the next
+        net = torch.compile(net, mode="reduce-overhead" if device.type == "cuda" else "default")
 
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "sample")}
@@ -333,6 +333,8 @@ def train(args):
     sums, printed = 0, start
     with metrics.ctrl_c() as stopping:
         for step, x in enumerate(served, start + 1):
+            if args.compile:
+                torch.compiler.cudagraph_mark_step_begin()  # till the next mark no graph overwrites another's outputs
             with autocast:
                 c, mu, log_sigma = net(x, net.draw_noise(args.batch_size, device=device))
             L_x, L_z = reconstruction(c, x).mean(), kl(mu, log_sigma).sum(0).mean()

@@ -490,10 +490,9 @@ def train(args):
     total = args.iters or args.vae_iters + args.epochs * per_epoch
     if start >= total:
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
-    vae = nets.get("vae")
-    if args.compile:
-        for net in (nets["G"], nets["D"], *([vae.encoder, vae.decoder] if vae else [])):
-            net.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+    vae, fast = nets.get("vae"), nets
+    if args.compile:  # nets itself stays plain, for samples: a CUDA graph would overwrite each batch with the next
+        fast = {key: torch.compile(net, mode="reduce-overhead" if device.type == "cuda" else "default") for key, net in nets.items()}
     tell_dimension(images, args.z_dim)
 
     (folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -507,13 +506,15 @@ def train(args):
     sums, printed = 0, start
     with metrics.ctrl_c() as stopping:
         for step, (x, y) in enumerate(stream, start + 1):
+            if args.compile:
+                torch.compiler.cudagraph_mark_step_begin()  # till the next mark no graph overwrites another's outputs
             game = step > args.vae_iters
             if game and vae and vae.training:
                 vae.freeze()
             if game:
-                sums = sums + play(nets, optimisers, x, y if classes else None, args.lambda_hidden, autocast)
+                sums = sums + play(fast, optimisers, x, y if classes else None, args.lambda_hidden, autocast)
             else:
-                sums = sums + pretrain(vae, optimisers["vae"], x, autocast)
+                sums = sums + pretrain(fast["vae"], optimisers["vae"], x, autocast)
 
             ends = step == total or stopping
             if step % args.log_every == 0 or step % args.sample_every == 0 or step == args.vae_iters or ends:

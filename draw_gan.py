@@ -458,9 +458,8 @@ def train(args):
     total = args.iters or planned
     if start >= total:
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
-    if args.compile:
-        for net in nets.values():
-            net.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+    if args.compile:  # nets itself stays plain, for samples: a CUDA graph would overwrite each batch with the next
+        G, D = (net and torch.compile(net, mode="reduce-overhead" if device.type == "cuda" else "default") for net in (G, D))
 
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "sample")}
@@ -475,6 +474,8 @@ def train(args):
     sums, printed = 0, start
     with metrics.ctrl_c() as stopping:
         for step, x in enumerate(served, start + 1):
+            if args.compile:
+                torch.compiler.cudagraph_mark_step_begin()  # till the next mark no graph overwrites another's outputs
             x = binarise(x, args.binarise)
             for optimiser, lr in zip(optimisers.values(), (args.lr_g, args.lr_d)):
                 optimiser.param_groups[0]["lr"] = lr * max(1 - (step - 1) / planned, 0.05)

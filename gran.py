@@ -328,9 +328,8 @@ def train(args):
     total = args.iters or args.epochs * (len(images) // args.batch_size)
     if start >= total:
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
-    if args.compile:
-        for net in nets.values():
-            net.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+    if args.compile:  # nets itself stays plain, for samples: a CUDA graph would overwrite each batch with the next
+        G, D = (torch.compile(net, mode="reduce-overhead" if device.type == "cuda" else "default") for net in (G, D))
 
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "sample")}
@@ -341,6 +340,8 @@ def train(args):
     sums, printed = 0, start
     with metrics.ctrl_c() as stopping:
         for step, x in enumerate(served, start + 1):
+            if args.compile:
+                torch.compiler.cudagraph_mark_step_begin()  # till the next mark no graph overwrites another's outputs
             with autocast:
                 fake = G(G.draw_z(args.batch_size, device=device))
                 real_logit, fake_logit = D(x), D(fake.detach())  # apart: each has its own batch statistics

@@ -359,9 +359,9 @@ def train(args):
     total = args.iters or args.epochs * (len(images) // args.batch_size)
     if start >= total:
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
-    if args.compile:
-        for net in nets.values():
-            net.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+    if args.compile:  # nets itself stays plain, for samples: a CUDA graph would overwrite each batch with the next
+        encoder, decoder, D_z = (net and torch.compile(net, mode="reduce-overhead" if device.type == "cuda" else "default")
+                                 for net in (encoder, decoder, D_z))
 
     for name in ("samples", "reconstructions"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -375,6 +375,8 @@ def train(args):
     sums, printed = 0, start
     with metrics.ctrl_c() as stopping:
         for step, batch in enumerate(served, start + 1):
+            if args.compile:
+                torch.compiler.cudagraph_mark_step_begin()  # till the next mark no graph overwrites another's outputs
             x, y = batch if args.conditional else (batch, None)
             seen = corrupt(x, args.corrupt) if args.objective == "dvae" else x
             with autocast:
