@@ -284,7 +284,7 @@ def draw_pictures(nets, args, folder, step):
 # ------------------------------------------------------------------------------------------------------ flags, training
 
 EXPLORATIONS = ("walk", "arithmetic", "filters", "forget", "features", "nearest")
-FACES_SUM = ["smile=1,glasses=0", "smile=0,glasses=0", "smile=0,glasses=1"]  # a, b, c where --concepts does not say
+FACES_SUM = [f"{way},hair=3,skin=1" for way in ("smile=1,glasses=0", "smile=0,glasses=0", "smile=0,glasses=1")]  # a, b, c
 FACES_THING = ["glasses=1"]
 
 
@@ -552,9 +552,9 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def read(self, images):
-        """{attribute: probabilities (n, values)} of images (n, C, S, S), both on the CPU."""
+        """{attribute: probabilities (n, values)} of images (n, C, S, S), both on the CPU; float64, to tell sure from surer."""
         parts = [self.eval()(part.to(self.net[0].weight.device)) for part in images.split(500)]
-        return {name: torch.cat([part[name].softmax(1) for part in parts]).cpu() for name in self.values}
+        return {name: torch.cat([part[name].double().softmax(1) for part in parts]).cpu() for name in self.values}
 
 
 def teach_reader(args, run):
@@ -621,7 +621,7 @@ def certainty(read, concept):
 # Arithmetic: a - b + c, each the mean of three latents (Radford et al., Figure 7)
 
 
-def arithmetic(args, run, folder, drawn=4000, trials=200):
+def arithmetic(args, run, folder, drawn=10_000, trials=200):
     """Three pictures of each concept, their means below; then G(a - b + c) amid eight neighbours; then the sums of pixels.
 
     The three are those that the reader is surest of, as a person would choose clear ones. The table says how often such a sum
