@@ -146,7 +146,7 @@ assets() {  # the README's pictures
     mkdir -p assets
     local T name
     for T in 1 3 5; do cp "$(ls runs/gran$T-mnist/samples/*.png | tail -n 1)" "assets/gran$T-mnist.png"; done
-    for name in {vae,info,draw,draw-gan}-mnist {draw,draw-gan}-telugu {aae,gan,wgan,dcgan,de_gan}-mnist-labels dcgan-faces; do
+    for name in {vae,info,draw,draw-gan}-mnist {draw,draw-gan}-telugu {aae,gan,wgan,dcgan,de_gan}-mnist-labels; do
         cp "$(ls runs/$name/samples/*.png | tail -n 1)" "assets/$name.png"
     done
     for name in gran5 draw; do cp runs/$name-mnist/steps.gif assets/$name-mnist.gif; done
