@@ -47,6 +47,12 @@ gran() {  # GRAN: Tables 2 to 4 and the figures of samples, steps and neighbours
     train gran3-once gran.py $mnist --steps 3 --epochs 2  # one noise for all steps against a noise for each (Figures 11, 29)
     train gran3-per-step gran.py $mnist --steps 3 --epochs 2 --noise per-step
     measure gran-noise eval runs/gran3-{once,per-step}
+    python - <<'EOF' | tee results/gran-noise-steps.txt
+import gran, metrics, torch
+for name in ("once", "per-step"):
+    canvases = gran.canvases(metrics.load_run(f"runs/gran3-{name}").nets, 1000, generator=torch.Generator().manual_seed(0))
+    print(name, "mean change of a pixel from step to step:", canvases.diff(dim=0).abs().flatten(1).mean(1).tolist())
+EOF
 }
 
 draw() {  # DRAW and DRAW-GAN: Table I
