@@ -111,7 +111,7 @@ table7() {  # DE-GAN on CIFAR-10: Table VII, Figures 9 and 10
     train dcgan-cifar10-labels de_gan.py --dataset cifar10 --conditional --noise plain --lambda-hidden 0 --iters 600 --accuracy-every 200
     train de_gan-cifar10-labels de_gan.py --dataset cifar10 --conditional --vae-iters 400 --iters 1000 --accuracy-every 200
     measure de_gan-table7 eval runs/{dcgan,vae,de_gan}-cifar10-labels --n 5000
-    measure dim-cifar10 dim --dataset cifar10 --k 20 100 1000 --out results/dim-cifar10.png
+    for set in mnist cifar10; do measure dim-$set dim --dataset $set --n 10000 --k 20 100 1000 --out results/dim-$set.png; done
 }
 
 mnist() {  # the README's first table, after gran, draw, dcrw and table1
@@ -157,7 +157,7 @@ assets() {  # the README's pictures
     done
     for name in gran5 draw; do cp runs/$name-mnist/steps.gif assets/$name-mnist.gif; done
     cp runs/gran5-mnist/steps.png assets/gran5-mnist-steps.png
-    cp runs/gran3-per-step/steps.png assets/gran3-per-step.png
+    for name in once per-step; do cp runs/gran3-$name/steps.png assets/gran3-$name.png; done
     cp "$(ls runs/de_gan-cifar10-labels/samples/*.png | tail -n 1)" assets/de_gan-cifar10.png
     for name in dcrw dcrw-none; do
         cp runs/$name-mnist/times.png assets/$name-times.png
