@@ -284,7 +284,7 @@ def draw_pictures(nets, args, folder, step):
 # ------------------------------------------------------------------------------------------------------ flags, training
 
 EXPLORATIONS = ("walk", "arithmetic", "filters", "forget", "features", "nearest")
-FACES_SUM = [f"{way},hair=3,skin=1" for way in ("smile=1,glasses=0", "smile=0,glasses=0", "smile=0,glasses=1")]  # a, b, c
+FACES_SUM = [f"{way},hair=3,skin=1" for way in ("smile=1,glasses=0", "smile=0,glasses=0", "smile=0,glasses=1")]  # a, b, c if not given
 FACES_THING = ["glasses=1"]
 
 

@@ -21,7 +21,7 @@ Differs from the papers
   Kingma and Welling have tanh; two dense layers of 500 where they have one (AAE: two of 1000, see --hidden).
 - Adam with betas (0.9, 0.999) in place of Adagrad and momentum; (0.5, 0.999) in AAE's regularisation phase.
 - --conditional gives the label to encoder, decoder and D_z, and info compares codes within each class: it is each class
-  whose codes must fill N(0, I), since its samples are drawn from there. (The AAE paper's D_z does not see the label.)
+  whose codes must fill N(0, I), since its samples are drawn from there. (The AAE paper's supervised autoencoder leaves its D_z without the label.)
 """
 
 import argparse
