@@ -6,8 +6,9 @@
 Both loops are the script itself, run as a user runs it, in turn, and timed by the lines it prints; each in a process of
 its own, so that its peak memory is its own. The usual loop is what most ports have: images through torchvision's
 transforms and a DataLoader with two workers, float32, contiguous tensors, convolutions, Adam and memory as they come, D's
-weights given gradients in G's update too, and a line after every update, for which the device is waited for. `usual` below
-makes it out of a script by replacing these things and no other.
+weights given gradients in G's update too, DRAW's attention as its equations stand (`filterbank`, `read`, `write`), and a
+line after every update, for which the device is waited for. `usual` below makes it out of a script by replacing these
+things and no other.
 
 Columns: ms an update and images/s of ours (the median over rounds), peak memory in GiB (resident, on CUDA allocated), how
 many times as fast as the usual loop, the share of the time that passes outside of the networks, their losses' backward
@@ -55,6 +56,29 @@ PARTS = {  # name: (script and its own flags, data set or None for --dataset's, 
 # ------------------------------------------------------------------------------- inside the process that is measured
 
 
+def filterbank(params, N, S):
+    """The filters of `draw_gan.filterbank`, DRAW's eqs. 19 to 26 written down as they are printed; so the two below."""
+    import torch
+
+    g_x, g_y, log_variance, log_delta, log_gamma = params.split(1, 1)
+    delta = (S - 1) / max(N - 1, 1) * log_delta.exp()
+    i, a = torch.arange(1, N + 1, device=params.device), torch.arange(1, S + 1, device=params.device)
+    filters = []
+    for g in (g_x, g_y):
+        mu = (S + 1) / 2 * (g + 1) + (i - N / 2 - 0.5) * delta
+        F = torch.exp(-((a - mu[:, :, None]) ** 2) / (2 * log_variance.exp()[:, :, None]))
+        filters.append(F / (F.sum(2, keepdim=True) + 1e-8))
+    return *filters, log_gamma.exp()
+
+
+def read(image, F_x, F_y, gamma):
+    return gamma[:, :, None, None] * (F_y[:, None] @ image @ F_x[:, None].mT)
+
+
+def write(patch, F_x, F_y, gamma):
+    return F_y[:, None].mT @ patch @ F_x[:, None] / gamma[:, :, None, None]
+
+
 def usual(script):
     """Makes the loop of a script, an imported module, the usual one."""
     import torch
@@ -88,6 +112,7 @@ def usual(script):
     if script.__name__ != "draw_gan":  # whose guard rests a network through the fused one
         torch.optim.Adam = lambda *params, fused=None, **more: adam(*params, **more)
     script.ToImage, script.FromImage = torch.nn.ConvTranspose2d, torch.nn.Conv2d
+    script.filterbank, script.read, script.write = filterbank, read, write
     data.batches = batches
     metrics.keep_freed_memory = lambda: None
 
