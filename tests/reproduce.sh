@@ -4,6 +4,7 @@
 #   bash tests/reproduce.sh                 all of it, in the order of the README
 #   bash tests/reproduce.sh gran dcrw       only these parts, of those on the last line
 #   DATA=~/data DEVICE=cuda bash tests/reproduce.sh
+#   ITERS=10 bash tests/reproduce.sh        a rehearsal of it all: 10 updates a run, 200 images a measure. In a copy of its own!
 #
 # It may be stopped at any time and started again: a run that stands is skipped, one that was stopped goes on. DATA holds
 # MNIST/raw, cifar10/ or cifar10-jpeg/ and telugu/, as data.py describes them (MNIST is downloaded where it is missing).
@@ -19,6 +20,10 @@ train() {  # train NAME SCRIPT FLAGS...: runs/NAME, unless it is done
     local name=$1 script=$2
     shift 2
     [ -e "runs/$name/done" ] && return
+    if [ "${ITERS:-}" ]; then
+        set -- "$@" --iters "$ITERS"
+        [ "$script" != de_gan.py ] || set -- "$@" --vae-iters "$ITERS"
+    fi
     echo "== $name: python $script $*"
     if [ -e "runs/$name/checkpoint.pt" ]; then
         python "$script" --resume "runs/$name" --device "$DEVICE"
@@ -32,8 +37,19 @@ measure() {  # measure NAME COMMAND FLAGS...: results/NAME.txt and .json, unless
     local name=$1
     shift
     [ -e "results/$name.json" ] && return
+    [ -z "${ITERS:-}" ] || [ "$1" = dim ] || set -- "$@" --n 200
     echo "== $name: python metrics.py $*"
     python metrics.py "$@" --data-dir "$DATA" --device "$DEVICE" --json "results/$name.json" | tee "results/$name.txt"
+}
+
+explore() {  # explore RUN LOOK: runs/RUN/explore/LOOK.png and .txt, unless one is there
+    compgen -G "runs/$1/explore/$2.*" > /dev/null && return
+    echo "== $1: $2"
+    python dcgan.py --resume "runs/$1" --explore "$2" --data-dir "$DATA" --device "$DEVICE" || [ "${ITERS:-}" ]  # too soon to explore
+}
+
+first() {  # the README's command, on the embedded digits
+    train gran5-digits gran.py --steps 5
 }
 
 gran() {  # GRAN: Tables 2 to 4 and the figures of samples, steps and neighbours, in each run's folder
@@ -83,8 +99,8 @@ EOF
 
 telugu() {  # Table II
     for objective in vae info; do train "$objective-telugu" vae.py --dataset telugu --objective $objective --epochs 40; done
-    train draw-telugu draw_gan.py --dataset telugu --epochs 25
-    train draw-gan-telugu draw_gan.py --dataset telugu --objective draw-gan --epochs 8
+    train draw-telugu draw_gan.py --dataset telugu --batch-size 25 --epochs 25
+    train draw-gan-telugu draw_gan.py --dataset telugu --objective draw-gan --batch-size 25 --epochs 10
     measure draw-table2 eval runs/{vae,info,draw,draw-gan}-telugu --features pixels --n 1500 --paper-units
 }
 
@@ -128,11 +144,9 @@ convergence() {  # DE-GAN: Figure 6, three seeds of each
 
 faces() {  # the slides' explorations
     train dcgan-faces dcgan.py --dataset faces --batch-size 64 --epochs 35
-    for look in walk arithmetic filters forget features; do
-        python dcgan.py --resume runs/dcgan-faces --explore $look --data-dir "$DATA" --device "$DEVICE"
-    done
+    for look in walk arithmetic filters forget features; do explore dcgan-faces $look; done
     train dcgan-mnist-labels dcgan.py $mnist --conditional --epochs 12
-    python dcgan.py --resume runs/dcgan-mnist-labels --explore nearest --data-dir "$DATA" --device "$DEVICE"
+    explore dcgan-mnist-labels nearest
 }
 
 precision() {  # README, Speed: bfloat16 against float32, three seeds of each
@@ -150,9 +164,8 @@ cifar10() {  # Table 5, second column; of one core's time an update takes two se
 
 assets() {  # the README's pictures
     mkdir -p assets
-    local T name
-    for T in 1 3 5; do cp "$(ls runs/gran$T-mnist/samples/*.png | tail -n 1)" "assets/gran$T-mnist.png"; done
-    for name in {vae,info,draw,draw-gan}-mnist {draw,draw-gan}-telugu {aae,gan,wgan,dcgan,de_gan}-mnist-labels; do
+    local name
+    for name in gran5-digits gran{1,3,5}-mnist {vae,info,draw,draw-gan}-mnist {draw,draw-gan}-telugu {aae,gan,wgan,dcgan,de_gan}-mnist-labels; do
         cp "$(ls runs/$name/samples/*.png | tail -n 1)" "assets/$name.png"
     done
     for name in gran5 draw; do cp runs/$name-mnist/steps.gif assets/$name-mnist.gif; done
@@ -165,8 +178,9 @@ assets() {  # the README's pictures
     done
     cp runs/de_gan-mnist-labels/noise.png assets/de_gan-noise.png
     cp "$(ls runs/gran1-cifar10/samples/*.png | tail -n 1)" assets/gran1-cifar10.png
+    [ -z "${ITERS:-}" ] || return 0  # a rehearsal has none of these
     cp runs/gran1-cifar10/samples/000300.png assets/gran1-cifar10-300.png
     for name in walk arithmetic filters forget; do cp runs/dcgan-faces/explore/$name.png assets/faces-$name.png; done
 }
 
-for part in ${*:-gran draw dcrw table1 mnist convergence table7 telugu faces precision cifar10 assets}; do $part; done
+for part in ${*:-first gran draw dcrw table1 mnist convergence table7 telugu faces precision cifar10 assets}; do $part; done
