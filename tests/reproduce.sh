@@ -169,18 +169,28 @@ assets() {  # the README's pictures
         cp "$(ls runs/$name/samples/*.png | tail -n 1)" "assets/$name.png"
     done
     for name in gran5 draw; do cp runs/$name-mnist/steps.gif assets/$name-mnist.gif; done
-    cp runs/gran5-mnist/steps.png assets/gran5-mnist-steps.png
+    for name in steps nearest; do cp runs/gran5-mnist/$name.png assets/gran5-mnist-$name.png; done
     for name in once per-step; do cp runs/gran3-$name/steps.png assets/gran3-$name.png; done
     cp "$(ls runs/de_gan-cifar10-labels/samples/*.png | tail -n 1)" assets/de_gan-cifar10.png
     for name in dcrw dcrw-none; do
         cp runs/$name-mnist/times.png assets/$name-times.png
         cp runs/$name-mnist/losses.png assets/$name-losses.png
     done
-    cp runs/de_gan-mnist-labels/noise.png assets/de_gan-noise.png
+    for name in noise interpolation; do cp runs/de_gan-mnist-labels/$name.png assets/de_gan-$name.png; done
+    for name in mnist cifar10; do cp results/dim-$name.png assets/; done
     cp "$(ls runs/gran1-cifar10/samples/*.png | tail -n 1)" assets/gran1-cifar10.png
     [ -z "${ITERS:-}" ] || return 0  # a rehearsal has none of these
     cp runs/gran1-cifar10/samples/000300.png assets/gran1-cifar10-300.png
     for name in walk arithmetic filters forget; do cp runs/dcgan-faces/explore/$name.png assets/faces-$name.png; done
+    python - assets/*.png <<'EOF'
+import sys
+from PIL import Image, ImageChops
+for path in sys.argv[1:]:  # grey pictures as grey: half the bytes
+    image = Image.open(path).convert("RGB")
+    red, green, blue = image.split()
+    grey = not (ImageChops.difference(red, green).getbbox() or ImageChops.difference(red, blue).getbbox())
+    (red if grey else image).save(path, optimize=True)
+EOF
 }
 
 for part in ${*:-first gran draw dcrw table1 mnist convergence table7 telugu faces precision cifar10 assets}; do $part; done
