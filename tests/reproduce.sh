@@ -169,7 +169,8 @@ assets() {  # the README's pictures
         cp "$(ls runs/$name/samples/*.png | tail -n 1)" "assets/$name.png"
     done
     for name in gran5 draw; do cp runs/$name-mnist/steps.gif assets/$name-mnist.gif; done
-    for name in steps nearest; do cp runs/gran5-mnist/$name.png assets/gran5-mnist-$name.png; done
+    cp runs/gran5-mnist/steps.png assets/gran5-mnist-steps.png
+    cp runs/gran3-once/nearest.png assets/gran3-nearest.png
     for name in once per-step; do cp runs/gran3-$name/steps.png assets/gran3-$name.png; done
     cp "$(ls runs/de_gan-cifar10-labels/samples/*.png | tail -n 1)" assets/de_gan-cifar10.png
     for name in dcrw dcrw-none; do
