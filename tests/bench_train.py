@@ -57,7 +57,7 @@ PARTS = {  # name: (script and its own flags, data set or None for --dataset's, 
 
 
 def filterbank(params, N, S):
-    """The filters of `draw_gan.filterbank`, DRAW's eqs. 19 to 26 written down as they are printed; so the two below."""
+    """The filters of `draw_gan.filterbank`, DRAW's eqs. 19 to 26 as printed, and `read`, `write` likewise; test_draw_gan.py holds both ways equal."""
     import torch
 
     g_x, g_y, log_variance, log_delta, log_gamma = params.split(1, 1)
@@ -67,7 +67,7 @@ def filterbank(params, N, S):
     for g in (g_x, g_y):
         mu = (S + 1) / 2 * (g + 1) + (i - N / 2 - 0.5) * delta
         F = torch.exp(-((a - mu[:, :, None]) ** 2) / (2 * log_variance.exp()[:, :, None]))
-        filters.append(F / (F.sum(2, keepdim=True) + 1e-8))
+        filters.append(F / F.sum(2, keepdim=True))
     return *filters, log_gamma.exp()
 
 

@@ -49,7 +49,7 @@ explore() {  # explore RUN LOOK: runs/RUN/explore/LOOK.png and .txt, unless one 
 }
 
 first() {  # the README's command, on the embedded digits
-    train gran5-digits gran.py --steps 5
+    train first gran.py --steps 5
 }
 
 gran() {  # GRAN: Tables 2 to 4 and the figures of samples, steps and neighbours, in each run's folder
@@ -165,7 +165,8 @@ cifar10() {  # Table 5, second column; of one core's time an update takes two se
 assets() {  # the README's pictures
     mkdir -p assets
     local name
-    for name in gran5-digits gran{1,3,5}-mnist {vae,info,draw,draw-gan}-mnist {draw,draw-gan}-telugu {aae,gan,wgan,dcgan,de_gan}-mnist-labels; do
+    cp "$(ls runs/first/samples/*.png | tail -n 1)" assets/gran5-digits.png
+    for name in gran{1,3,5}-mnist {vae,info,draw,draw-gan}-mnist {draw,draw-gan}-telugu {aae,gan,wgan,dcgan,de_gan}-mnist-labels; do
         cp "$(ls runs/$name/samples/*.png | tail -n 1)" "assets/$name.png"
     done
     for name in gran5 draw; do cp runs/$name-mnist/steps.gif assets/$name-mnist.gif; done

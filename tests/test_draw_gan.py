@@ -3,6 +3,7 @@
 import csv
 import math
 
+import bench_train
 import numpy as np
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_a_full_size_window_reads_and_writes_the_image_itself():
 
 
 class Plain(nn.Module):
-    """The DRAW paper's equations one by one, of torch's own LSTM cells and a linear layer for each thing."""
+    """The DRAW paper's equations one by one, of torch's own LSTM cells and a linear layer for each thing; its attention is the benchmark's."""
 
     def __init__(self, C, S, Z, H, N_read, N_write):
         super().__init__()
@@ -108,15 +109,6 @@ class Plain(nn.Module):
         self.c_0 = torch.randn(C, S, S)
         self.h_0 = torch.randn(2, H)
 
-    def filters(self, params, N):
-        g_x, g_y, log_variance, log_delta, log_gamma = params.split(1, 1)
-        i, a, both = torch.arange(1, N + 1), torch.arange(1, self.S + 1), []
-        for g in (g_x, g_y):
-            mu = (self.S + 1) / 2 * (g + 1) + (i - N / 2 - 0.5) * (self.S - 1) / (N - 1) * log_delta.exp()
-            bell = torch.exp(-((a - mu[:, :, None]) ** 2) / (2 * log_variance.exp()[:, :, None]))
-            both.append(bell / bell.sum(2, keepdim=True))
-        return *both, log_gamma.exp()[:, :, None, None]
-
     def forward(self, noise, x=None):
         B = noise.shape[1]
         c, (h, h_dec) = self.c_0.expand(B, -1, -1, -1), (h.expand(B, -1) for h in self.h_0)
@@ -126,8 +118,7 @@ class Plain(nn.Module):
             if x is not None:
                 r = torch.cat([x, x - torch.sigmoid(c)], 1)
                 if self.N_read:
-                    F_x, F_y, gamma = self.filters(self.read_at(h_dec), self.N_read)
-                    r = gamma * (F_y[:, None] @ r @ F_x[:, None].mT)
+                    r = bench_train.read(r, *bench_train.filterbank(self.read_at(h_dec), self.N_read, self.S))
                 h, cell = self.enc(torch.cat([r.flatten(1), h_dec], 1), (h, cell))
                 q = torch.distributions.Normal(self.mu(h), self.log_sigma(h).exp())
                 z = q.mean + q.stddev * noise_t
@@ -136,9 +127,8 @@ class Plain(nn.Module):
             h_dec, cell_dec = self.dec(z, (h_dec, cell_dec))
             w = self.patch(h_dec)
             if self.N_write:
-                F_x, F_y, gamma = self.filters(self.write_at(h_dec), self.N_write)
-                w = w.view(B, self.C, self.N_write, self.N_write)
-                w = F_y[:, None].mT @ w @ F_x[:, None] / gamma
+                window = bench_train.filterbank(self.write_at(h_dec), self.N_write, self.S)
+                w = bench_train.write(w.view(B, self.C, self.N_write, self.N_write), *window)
             c = c + w.view(B, self.C, self.S, self.S)
             canvases.append(c)
         return canvases, divergence
