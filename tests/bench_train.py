@@ -67,7 +67,7 @@ def filterbank(params, N, S):
     for g in (g_x, g_y):
         mu = (S + 1) / 2 * (g + 1) + (i - N / 2 - 0.5) * delta
         F = torch.exp(-((a - mu[:, :, None]) ** 2) / (2 * log_variance.exp()[:, :, None]))
-        filters.append(F / F.sum(2, keepdim=True))
+        filters.append(F / F.sum(2, keepdim=True).clamp(min=1e-30))  # nought where a filter lies outside of the image
     return *filters, log_gamma.exp()
 
 
