@@ -38,6 +38,7 @@ import metrics
 
 # --------------------------------------------------------------------------------------------------------------- model
 # Shapes: B batch, Z length of z, C x S x S an image, K maps of a layer, Y classes (0 where there are no labels).
+# Between maps and dense layers lie rows of S x S x K numbers, in channels_last's own order, so that nothing is copied.
 
 
 def join(x, y):
@@ -61,7 +62,7 @@ def draw_z(n, z_dim, generator=None, device=None):
 def up(k_in, k_out):
     """(B, k_in, S, S) -> (B, k_out, 2S, 2S): 5x5 convolutional transpose."""
     kind = ToImage if k_out <= 4 else nn.ConvTranspose2d
-    return kind(k_in, k_out, kernel_size=5, stride=2, padding=2, output_padding=1)
+    return kind(k_in, k_out, kernel_size=5, stride=2, padding=2, output_padding=1, bias=k_out <= 4)  # others' batch norm would undo it
 
 
 def down(k_in, k_out):
@@ -103,7 +104,7 @@ class Generator(nn.Module):
     def __init__(self, kernels, channels, size, z_dim=100, classes=0):
         super().__init__()
         self.z_dim, self.classes = z_dim, classes
-        self.base = (kernels[0], size >> len(kernels), size >> len(kernels))
+        self.base = (size >> len(kernels), size >> len(kernels), kernels[0])
         self.dense = nn.Linear(z_dim + classes, math.prod(self.base))
         self.norms = nn.ModuleList(nn.BatchNorm2d(k) for k in kernels)
         self.ups = nn.ModuleList(
@@ -113,10 +114,9 @@ class Generator(nn.Module):
 
     def forward(self, z, labels=None):
         y = one_hot(labels, self.classes)
-        x = self.dense(join(z, y)).unflatten(1, self.base)  # (B, K0, S / 2^L, S / 2^L), L = len(kernels)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.dense(join(z, y)).unflatten(1, self.base).movedim(3, 1)  # (B, K0, S / 2^L, S / 2^L), L = len(kernels)
         for norm, layer in zip(self.norms, self.ups):
-            x = layer(join(F.relu(norm(x)), y))             # twice the side, at last (B, C, S, S)
+            x = layer(join(F.relu(norm(x)), y))                           # twice the side, at last (B, C, S, S)
         return (torch.tanh(x.float()) + 1) / 2
 
 
@@ -148,7 +148,7 @@ class Discriminator(nn.Module):
         return maps
 
     def forward(self, x, labels=None):
-        h = self.activations(x, labels)[-1].flatten(1)
+        h = self.activations(x, labels)[-1].movedim(1, 3).flatten(1)
         return self.dense(join(h, one_hot(labels, self.classes))).squeeze(1).float()
 
 
@@ -192,7 +192,8 @@ def start_small(layer):
     """Radford et al.: all weights start from N(0, 0.02); in their code batch norm's gains from N(1, 0.02)."""
     if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d)):
         nn.init.normal_(layer.weight, mean=1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0, std=0.02)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 # -------------------------------------------------------------------------------------------------------------- losses

@@ -41,14 +41,13 @@ import data
 import metrics
 
 # Shapes: B batch, Z length of z, C x S x S an image, K kernels of a layer, L classes (0 without labels).
+# Between maps and dense layers lie rows of S x S x K numbers, in channels_last's own order, so that nothing is copied.
 
 
 def up(k_in, k_out, kernel=5, stride=2):
     """(B, k_in, S, S) -> (B, k_out, 2S, 2S), or with stride 1 and no padding S + kernel - 1."""
-    if stride == 1:
-        return nn.ConvTranspose2d(k_in, k_out, kernel)
-    kind = ToImage if k_out <= 4 else nn.ConvTranspose2d
-    return kind(k_in, k_out, kernel, stride=2, padding=2, output_padding=1)
+    kind, on = ToImage if k_out <= 4 else nn.ConvTranspose2d, stride - 1
+    return kind(k_in, k_out, kernel, stride, padding=2 * on, output_padding=on, bias=k_out <= 4)  # others' batch norm would undo it
 
 
 def down(k_in, k_out, stride=2):
@@ -143,7 +142,7 @@ class Generator(nn.Module):
     def __init__(self, maps, channels, size, z_dim, classes=0):
         super().__init__()
         self.z_dim, self.classes = z_dim, classes
-        self.base = (maps[0], size >> len(maps), size >> len(maps))
+        self.base = (size >> len(maps), size >> len(maps), maps[0])
         flat = math.prod(self.base)
         self.dense = nn.ModuleList([nn.Linear(z_dim + classes, 1024), nn.Linear(1024 + classes, flat)])
         self.dense_norms = nn.ModuleList([nn.BatchNorm1d(1024), nn.BatchNorm1d(flat)])
@@ -156,8 +155,7 @@ class Generator(nn.Module):
         x = z
         for layer, norm in zip(self.dense, self.dense_norms):
             x = F.relu(norm(layer(join(x, y))))                   # (B, 1024), (B, K0 s s)
-        x = x.unflatten(1, self.base)                             # (B, K0, s, s)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.unflatten(1, self.base).movedim(3, 1)               # (B, K0, s, s)
         for layer, norm in zip(self.ups, [*self.norms, None]):
             x = layer(join(x, y))                                 # twice the side, at last (B, C, S, S)
             x = F.relu(norm(x)) if norm else x
@@ -186,7 +184,7 @@ class Discriminator(nn.Module):
         y = F.one_hot(labels, self.classes) if self.classes else x.new_zeros(len(x), 0)  # (B, L)
         for layer, norm in zip(self.downs, self.norms):
             x = F.leaky_relu(norm(layer(join(x, y))), 0.2)        # half the side, at last (B, K, s, s)
-        h, x = x, x.flatten(1)
+        h, x = x, x.movedim(1, 3).flatten(1)
         for layer, norm in zip(self.dense, self.dense_norms):
             x = F.leaky_relu(norm(layer(join(x, y))), 0.2)        # (B, dense)
         logits = self.out(join(x, y)).squeeze(1).float()
@@ -201,7 +199,8 @@ def start_small(layer):
     """Weights start from N(0, 0.02), as in DCGAN."""
     if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.normal_(layer.weight, std=0.02)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def vae_loss(logits, x, mu, logvar):

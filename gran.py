@@ -39,12 +39,13 @@ import data
 import metrics
 
 # Shapes: B batch, T drawing steps, Z length of z, h_z and h_c, C x S x S an image, K kernels of a layer.
+# Between maps and dense layers lie rows of S x S x K numbers, in channels_last's own order, so that nothing is copied.
 
 
 def up(k_in, k_out):
     """(B, k_in, S, S) -> (B, k_out, 2S, 2S): 5x5 convolutional transpose (section 2, eq. 4)."""
     kind = ToImage if k_out <= 4 else nn.ConvTranspose2d
-    return kind(k_in, k_out, kernel_size=5, stride=2, padding=2, output_padding=1)
+    return kind(k_in, k_out, kernel_size=5, stride=2, padding=2, output_padding=1, bias=k_out <= 4)  # others' batch norm would undo it
 
 
 def down(k_in, k_out):
@@ -86,16 +87,15 @@ class Decoder(nn.Module):
 
     def __init__(self, kernels, channels, size, z_dim):
         super().__init__()
-        self.base = (kernels[0], size >> len(kernels), size >> len(kernels))
+        self.base = (size >> len(kernels), size >> len(kernels), kernels[0])
         self.dense = nn.Linear(2 * z_dim, math.prod(self.base))
         self.norms = nn.ModuleList(batch_norm(k) for k in kernels)
         self.ups = nn.ModuleList(up(k, k_next) for k, k_next in zip(kernels, [*kernels[1:], channels]))
 
     def forward(self, h):
-        x = self.dense(h).unflatten(1, self.base)  # (B, K0, S / 2^L, S / 2^L), L = len(kernels)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.dense(h).unflatten(1, self.base).movedim(3, 1)  # (B, K0, S / 2^L, S / 2^L), L = len(kernels)
         for norm, layer in zip(self.norms, self.ups):
-            x = layer(F.relu(norm(x)))             # twice the side, at last (B, C, S, S)
+            x = layer(F.relu(norm(x)))                           # twice the side, at last (B, C, S, S)
         return x
 
 
@@ -117,7 +117,7 @@ class Encoder(nn.Module):
         x = dC
         for layer, norm in zip(self.downs, self.norms):
             x = F.relu(norm(layer(x)))             # half the side, at last (B, K0, S / 2^L, S / 2^L)
-        return torch.tanh(self.dense_norm(self.dense(x.flatten(1))))
+        return torch.tanh(self.dense_norm(self.dense(x.movedim(1, 3).flatten(1))))
 
 
 class Generator(nn.Module):
@@ -164,14 +164,15 @@ class Discriminator(nn.Module):
     def forward(self, x):
         for layer, norm in zip(self.downs, self.norms):
             x = F.leaky_relu(norm(layer(x)), 0.2)  # half the side, at last (B, K0, S / 2^L, S / 2^L)
-        return self.dense(x.flatten(1)).squeeze(1).float()
+        return self.dense(x.movedim(1, 3).flatten(1)).squeeze(1).float()
 
 
 def start_small(layer):
     """Convolutions start from N(0, 0.02), as in DCGAN."""
     if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(layer.weight, std=0.02)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def d_loss(real, fake):

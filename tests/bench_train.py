@@ -108,6 +108,7 @@ def usual(script):
     to, adam, contiguous = torch.nn.Module.to, torch.optim.Adam, torch.Tensor.contiguous
     torch.nn.Module.to = lambda net, *places, memory_format=None, **more: to(net, *places, **more)
     torch.Tensor.contiguous = lambda tensor, memory_format=None: contiguous(tensor)
+    torch.Tensor.movedim = lambda x, source, to: x if source == 1 else x.reshape(len(x), x.shape[3], *x.shape[1:3])  # rows (K, S, S)
     torch.nn.Module.requires_grad_ = lambda net, requires_grad=True: net
     if script.__name__ != "draw_gan":  # whose guard rests a network through the fused one
         torch.optim.Adam = lambda *params, fused=None, **more: adam(*params, **more)

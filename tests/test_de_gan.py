@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from torchvision.ops import Permute
 
 import data
 import de_gan
@@ -29,6 +30,10 @@ def count(net):
 
 def conv(k_in, k_out, side=5):
     return side * side * k_in * k_out + k_out
+
+
+def up(k_in, k_out, side=5):
+    return side * side * k_in * k_out  # batch norm follows: no bias
 
 
 def norm(*kernels):
@@ -57,10 +62,10 @@ def test_table_2(classes):
         assert shapes(nets["vae"].encoder, x) == [(32, 14, 14), (64, 7, 7), (128, 3, 3), (256,)]
         assert shapes(nets["G"], z, y) == [(1024,), (6272,), (128, 14, 14), (1, 28, 28)]
         assert shapes(nets["D"], x, y) == [(11, 14, 14), (74, 7, 7), (1024,), (1,)]
-    assert count(nets["vae"].decoder) == (conv(128, 128, 3) + conv(128, 64) + conv(64, 32) + conv(32, 1) + norm(128, 64, 32))
+    assert count(nets["vae"].decoder) == (up(128, 128, 3) + up(128, 64) + up(64, 32) + conv(32, 1) + norm(128, 64, 32))
     assert count(nets["vae"].encoder) == (conv(1, 32) + conv(32, 64) + conv(64, 128) + norm(32, 64, 128)
                                           + 1152 * 256 + 256)
-    assert count(nets["G"]) == ((128 + L) * 1024 + 1024 + (1024 + L) * 6272 + 6272 + conv(128 + L, 128) + conv(128 + L, 1)
+    assert count(nets["G"]) == ((128 + L) * 1024 + 1024 + (1024 + L) * 6272 + 6272 + up(128 + L, 128) + conv(128 + L, 1)
                                 + norm(1024, 6272, 128))
     assert count(nets["D"]) == (conv(1 + L, 11) + conv(11 + L, 74) + (74 * 49 + L) * 1024 + 1024 + 1024 + L + 1
                                 + norm(74, 1024))
@@ -80,14 +85,14 @@ def test_tables_3_and_4(size, base):
         assert shapes(nets["G"], z) == [(1024,), (512 * base**2,), *((k, s, s) for k, s in zip((256, 128, 64), sides)),
                                         (3, size, size)]
         assert shapes(nets["D"], x) == [*((k, s, s) for k, s in zip((64, 128, 256), sides[::-1])), (512, base, base), (1,)]
-    decoder = conv(128, 128, 4) + conv(128, 64) + conv(64, 32) + norm(128, 64, 32)
-    decoder += conv(32, 16) + norm(16) + conv(16, 3) if size == 64 else conv(32, 3)
+    decoder = up(128, 128, 4) + up(128, 64) + up(64, 32) + norm(128, 64, 32)
+    decoder += up(32, 16) + norm(16) + conv(16, 3) if size == 64 else conv(32, 3)
     assert count(nets["vae"].decoder) == decoder
     assert count(nets["vae"].encoder) == (conv(3, 32) + conv(32, 64) + conv(64, 128) + norm(32, 64, 128)
                                           + 128 * (size // 8) ** 2 * 256 + 256)
     flat = 512 * base**2
     assert count(nets["G"]) == (128 * 1024 + 1024 + 1024 * flat + flat + norm(1024, flat, 256, 128, 64)
-                                + conv(512, 256) + conv(256, 128) + conv(128, 64) + conv(64, 3))
+                                + up(512, 256) + up(256, 128) + up(128, 64) + conv(64, 3))
     assert count(nets["D"]) == (conv(3, 64) + conv(64, 128) + conv(128, 256) + conv(256, 512) + norm(128, 256, 512)
                                 + flat + 1)
 
@@ -113,7 +118,7 @@ def test_labels_are_joined_at_every_layer():
         a.var([0, *range(2, a.dim())], keepdim=True, unbiased=False) + 1e-5).sqrt()  # fmt: skip
 
     h = F.relu(bn(F.linear(torch.cat([z, y], 1), G.dense[0].weight, G.dense[0].bias)))
-    h = F.relu(bn(F.linear(torch.cat([h, y], 1), G.dense[1].weight, G.dense[1].bias))).reshape(6, 128, 7, 7)
+    h = F.relu(bn(F.linear(torch.cat([h, y], 1), G.dense[1].weight, G.dense[1].bias))).reshape(6, 7, 7, 128).permute(0, 3, 1, 2)
     h = torch.cat([h, maps(7)], 1)
     h = F.relu(bn(F.conv_transpose2d(h, G.ups[0].weight, G.ups[0].bias, 2, 2, 1)))
     h = F.conv_transpose2d(torch.cat([h, maps(14)], 1), G.ups[1].weight, G.ups[1].bias, 2, 2, 1)
@@ -122,7 +127,7 @@ def test_labels_are_joined_at_every_layer():
     h = F.leaky_relu(F.conv2d(torch.cat([x, maps(28)], 1), D.downs[0].weight, D.downs[0].bias, 2, 2), 0.2)
     h = F.leaky_relu(bn(F.conv2d(torch.cat([h, maps(14)], 1), D.downs[1].weight, D.downs[1].bias, 2, 2)), 0.2)
     expected = h
-    h = F.leaky_relu(bn(F.linear(torch.cat([h.flatten(1), y], 1), D.dense[0].weight, D.dense[0].bias)), 0.2)
+    h = F.leaky_relu(bn(F.linear(torch.cat([h.permute(0, 2, 3, 1).flatten(1), y], 1), D.dense[0].weight, D.dense[0].bias)), 0.2)
     logits, hidden = D(x, labels, with_hidden=True)
     torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(logits, (torch.cat([h, y], 1) @ D.out.weight.T + D.out.bias)[:, 0], rtol=1e-4, atol=1e-5)
@@ -196,15 +201,16 @@ def by_hand(nets):
     G, D = nets["G"], nets["D"]
     generator = nn.Sequential(
         nn.Linear(128, 1024), nn.BatchNorm1d(1024), nn.ReLU(), nn.Linear(1024, 6272), nn.BatchNorm1d(6272), nn.ReLU(),
-        nn.Unflatten(1, (128, 7, 7)), nn.ConvTranspose2d(128, 128, 5, 2, 2, 1), nn.BatchNorm2d(128), nn.ReLU(),
+        nn.Unflatten(1, (7, 7, 128)), Permute([0, 3, 1, 2]),
+        nn.ConvTranspose2d(128, 128, 5, 2, 2, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU(),
         nn.ConvTranspose2d(128, 1, 5, 2, 2, 1), nn.Sigmoid(),
     )  # fmt: skip
     discriminator = nn.Sequential(
         nn.Conv2d(1, 11, 5, 2, 2), nn.LeakyReLU(0.2), nn.Conv2d(11, 74, 5, 2, 2), nn.BatchNorm2d(74), nn.LeakyReLU(0.2),
-        nn.Flatten(), nn.Linear(3626, 1024), nn.BatchNorm1d(1024), nn.LeakyReLU(0.2), nn.Linear(1024, 1),
+        Permute([0, 2, 3, 1]), nn.Flatten(), nn.Linear(3626, 1024), nn.BatchNorm1d(1024), nn.LeakyReLU(0.2), nn.Linear(1024, 1),
     )  # fmt: skip
     for net, places, layers in (
-        (generator, (0, 3, 7, 10), [*G.dense, *G.ups]), (discriminator, (0, 2, 6, 9), [*D.downs, *D.dense, D.out]),
+        (generator, (0, 3, 8, 11), [*G.dense, *G.ups]), (discriminator, (0, 2, 7, 10), [*D.downs, *D.dense, D.out]),
     ):  # fmt: skip
         for place, layer in zip(places, layers):
             net[place].load_state_dict(layer.state_dict())

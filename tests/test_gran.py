@@ -42,7 +42,7 @@ def test_table_5(dataset, channels, size, kernels, z_dim):
     norms = 2 * sum(kernels[:-1])
     counts = {
         "W": z_dim * z_dim + z_dim,
-        "f": 2 * z_dim * maps + maps + norms + sum(conv(a, b) for a, b in pairs),
+        "f": 2 * z_dim * maps + maps + norms + sum(25 * a * b for a, b in pairs) + channels,  # a bias at the image only
         "g": sum(conv(b, a) for a, b in pairs) + norms + maps * z_dim + z_dim + 2 * z_dim,
     }
     for name, count in counts.items():
@@ -67,10 +67,11 @@ def test_one_step_is_dcgan_up_to_one_dense_layer():
     G = gran.build(gran.parse_args(["--dataset", "mnist", "--steps", "1"]))["G"]
     dcgan = nn.Sequential(
         nn.Linear(60, 80 * 7 * 7), nn.Unflatten(1, (80, 7, 7)),
-        nn.BatchNorm2d(80), nn.ReLU(), nn.ConvTranspose2d(80, 40, 5, 2, 2, 1),
+        nn.BatchNorm2d(80), nn.ReLU(), nn.ConvTranspose2d(80, 40, 5, 2, 2, 1, bias=False),
         nn.BatchNorm2d(40), nn.ReLU(), nn.ConvTranspose2d(40, 1, 5, 2, 2, 1), nn.Sigmoid(),
     )  # fmt: skip
-    dcgan[0].weight.data, dcgan[0].bias.data = G.f.dense.weight.data[:, :60], G.f.dense.bias.data
+    kernels_first = torch.arange(7 * 7 * 80).reshape(7, 7, 80).permute(2, 0, 1).flatten()  # of rows that have them last
+    dcgan[0].weight.data, dcgan[0].bias.data = G.f.dense.weight.data[kernels_first, :60], G.f.dense.bias.data[kernels_first]
     dcgan[4].load_state_dict(G.f.ups[0].state_dict())
     dcgan[7].load_state_dict(G.f.ups[1].state_dict())
     z = torch.randn(1, 20, 60)
@@ -115,8 +116,7 @@ def test_tied_kernels_make_g_the_transpose_of_f():
     assert sum(p.numel() for p in free.parameters()) - sum(p.numel() for p in G.parameters()) == 25 * (6 * 4 + 4 * 1)
     for net, same in ((G, True), (free, False)):
         with torch.no_grad():
-            for layer in (net.f.ups[0], net.g.downs[1]):
-                layer.bias.zero_()
+            net.g.downs[1].bias.zero_()
             x, y = torch.randn(2, 6, 2, 2), torch.randn(2, 4, 4, 4)
             inner_up, inner_down = (net.f.ups[0](x) * y).sum(), (x * net.g.downs[1](y)).sum()
         assert torch.isclose(inner_up, inner_down, rtol=1e-4) == same
