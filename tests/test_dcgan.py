@@ -404,7 +404,7 @@ def test_attribute_files(tmp_path):
 @pytest.fixture(scope="module")
 def runs(pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    train(pictures, folder / "plain", "--width", "8", "--lr-g", "5e-4", "--lr-d", "1e-3", iters=100)
+    train(pictures, folder / "plain", "--width", "8", "--lr-g", "1e-3", "--lr-d", "5e-4", iters=200)
     train(pictures, folder / "given", "--conditional")
     train(pictures, folder / "dense", "--arch", "dense")
     return folder
