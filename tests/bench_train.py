@@ -119,7 +119,7 @@ def usual(script):
 
 
 def shares(main, argv):
-    """Runs a script; -> the share of the time from its first to its last line that is outside of nets and gradients."""
+    """Runs a script; -> the share of the time from its second to its last line that is outside of nets and gradients."""
     import torch
 
     inside, depth, marks = [0.0], [0], []
@@ -151,7 +151,7 @@ def shares(main, argv):
     timed(torch.optim.Optimizer, "zero_grad")
     with contextlib.redirect_stdout(Lines()):
         main(argv)
-    (began, before), (ended, after) = marks[0], marks[-1]
+    (began, before), (ended, after) = marks[1], marks[-1]  # after de_gan.py's first the VAE is saved
     return 1 - (after - before) / (ended - began)
 
 
@@ -228,13 +228,13 @@ def asked(mode, script, argv):
     return json.loads(out.stdout.splitlines()[-1])
 
 
-def matrix_rate(device):
+def matrix_rate(device, amp):
     """The machine's FLOP/s in products of matrices 4096 wide, in the type that training takes there."""
     import torch
 
     import data
 
-    dtype = torch.bfloat16 if data.has_bf16(device) else torch.float32
+    dtype = torch.bfloat16 if amp and data.has_bf16(device) else torch.float32
     a = torch.randn(4096, 4096, device=device, dtype=dtype)
     seconds = []
     for _ in range(5):
@@ -262,10 +262,11 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--lines", type=int, default=4, help="lines of ours to time, each of the part's updates")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--no-amp", dest="amp", action="store_false", help="ours in float32 too")
     args = parser.parse_args()
     import torch
 
-    rate, dtype = matrix_rate(args.device)
+    rate, dtype = matrix_rate(args.device, args.amp)
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; {dtype} products at {rate / 1e9:.0f} GFLOP/s")
     print(f"{'':15} {'ms':>7} {'img/s':>7} {'GiB':>5} {'usual':>6} {'outside':>8} {'floor':>6} {'samples':>8} {'--help':>7} {'start':>6}",
           flush=True)  # fmt: skip
@@ -273,7 +274,7 @@ def main():
         flags, dataset, per_line = PARTS.get(part, ("gran.py", None, 1))
         script, *flags = flags.split()
         flags += ["--dataset", dataset or args.dataset, "--data-dir", args.data_dir, "--device", args.device]
-        flags += ["--sample-every", "1000000000"]
+        flags += ["--sample-every", "1000000000", *([] if args.amp else ["--no-amp"])]
         if part == "memory":
             peaks = memory(flags)
             print("memory of GRAN: " + ", ".join(f"{peak:.2f} GiB at T = {T}" for T, peak in peaks.items())

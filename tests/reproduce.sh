@@ -80,10 +80,9 @@ draw() {  # DRAW and DRAW-GAN: Table I
     for seed in 1 2; do
         train vae-seed$seed vae.py $mnist --seed $seed
         train info-seed$seed vae.py $mnist --objective info --seed $seed
-        train draw-seed$seed draw_gan.py $mnist --epochs 15 --seed $seed
         train draw-gan-seed$seed draw_gan.py $mnist --objective draw-gan --epochs 5 --seed $seed
     done
-    measure draw-seeds eval runs/{vae,info,draw,draw-gan}-seed{1,2} --paper-units
+    measure draw-seeds eval runs/{vae,info,draw-gan}-seed{1,2} --paper-units
     times runs/{vae,info,draw,draw-gan}-mnist | tee results/times.txt
 }
 
