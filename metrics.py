@@ -701,7 +701,8 @@ def _search(rows, asked, own, k, wanted, dtype):
     step = min(max(256, 2**24 // n), 4096, len(asked))
     products = torch.empty(step, len(table), dtype=dtype, device=rows.device)
     queries = torch.ones(step, d + 1, dtype=dtype, device=rows.device)  # [x, 1]
-    block = 16 if rows.device.type == "cpu" else 1024  # of queries, whose candidates then stay in the cache
+    most, numbers = (16, 2**22) if rows.device.type == "cpu" else (1024, 2**27)  # on a CPU what stays in the cache
+    block = max(1, min(most, numbers // (wanted * d)))  # of queries, whose candidates are looked at together
     found = []
     for start in range(0, len(asked), step):
         x = asked[start : start + step]
@@ -717,7 +718,9 @@ def _search(rows, asked, own, k, wanted, dtype):
         value, place = members.topk(wanted, largest=False)
         index = place // group.shape[1] * groups + group.gather(1, place % group.shape[1])
         index = index.sort(1).values  # an order that the stable sort below keeps among equals
-        exact = torch.cat([_distances(*part, rows) for part in zip(x.split(block), index.split(block))])
+        exact = torch.empty(m, wanted, dtype=torch.float64, device=rows.device)  # filled: pieces kept between would split freed memory
+        for part in zip(exact.split(block), x.split(block), index.split(block)):
+            part[0].copy_(_distances(*part[1:], rows))
         exact, order = exact.sort(dim=1, stable=True)
         norm = torch.linalg.vector_norm(centred, dim=1).square() / 2
         gap = value[:, -1] + norm - exact[:, k - 1].square() / 2  # from the k-th to the first that is no candidate
