@@ -46,8 +46,10 @@ import metrics
 
 def up(k_in, k_out, kernel=5, stride=2):
     """(B, k_in, S, S) -> (B, k_out, 2S, 2S), or with stride 1 and no padding S + kernel - 1."""
-    kind, on = ToImage if k_out <= 4 else nn.ConvTranspose2d, stride - 1
-    return kind(k_in, k_out, kernel, stride, padding=2 * on, output_padding=on, bias=k_out <= 4)  # others' batch norm would undo it
+    kind = ToImage if k_out <= 4 else nn.ConvTranspose2d
+    padding, output_padding = (2, 1) if stride == 2 else (0, 0)
+    # Batch norm undoes a bias, whose gradient is dear in a transposed convolution on a CPU: only the image has one.
+    return kind(k_in, k_out, kernel, stride, padding, output_padding, bias=k_out <= 4)
 
 
 def down(k_in, k_out, stride=2):

@@ -45,7 +45,8 @@ import metrics
 def up(k_in, k_out):
     """(B, k_in, S, S) -> (B, k_out, 2S, 2S): 5x5 convolutional transpose (section 2, eq. 4)."""
     kind = ToImage if k_out <= 4 else nn.ConvTranspose2d
-    return kind(k_in, k_out, kernel_size=5, stride=2, padding=2, output_padding=1, bias=k_out <= 4)  # others' batch norm would undo it
+    # Batch norm undoes a bias, whose gradient is dear in a transposed convolution on a CPU: only the image has one.
+    return kind(k_in, k_out, kernel_size=5, stride=2, padding=2, output_padding=1, bias=k_out <= 4)
 
 
 def down(k_in, k_out):

@@ -702,7 +702,7 @@ def _search(rows, asked, own, k, wanted, dtype):
     products = torch.empty(step, len(table), dtype=dtype, device=rows.device)
     queries = torch.ones(step, d + 1, dtype=dtype, device=rows.device)  # [x, 1]
     most, numbers = (16, 2**22) if rows.device.type == "cpu" else (1024, 2**27)  # on a CPU what stays in the cache
-    block = max(1, min(most, numbers // (wanted * d)))  # of queries, whose candidates are looked at together
+    block = max(1, min(most, numbers // (wanted * d)))  # of queries, whose candidates, d numbers each, are looked at together
     found = []
     for start in range(0, len(asked), step):
         x = asked[start : start + step]
@@ -718,9 +718,7 @@ def _search(rows, asked, own, k, wanted, dtype):
         value, place = members.topk(wanted, largest=False)
         index = place // group.shape[1] * groups + group.gather(1, place % group.shape[1])
         index = index.sort(1).values  # an order that the stable sort below keeps among equals
-        exact = torch.empty(m, wanted, dtype=torch.float64, device=rows.device)  # filled: pieces kept between would split freed memory
-        for part in zip(exact.split(block), x.split(block), index.split(block)):
-            part[0].copy_(_distances(*part[1:], rows))
+        exact = torch.cat([_distances(*part, rows) for part in zip(x.split(block), index.split(block))])
         exact, order = exact.sort(dim=1, stable=True)
         norm = torch.linalg.vector_norm(centred, dim=1).square() / 2
         gap = value[:, -1] + norm - exact[:, k - 1].square() / 2  # from the k-th to the first that is no candidate
