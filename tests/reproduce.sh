@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Makes again what README.md shows: trains every model named there and prints every table, into results/.
+# Makes again what README.md shows: trains every model named there and prints every table, into runs/ and results/.
 #
 #   bash tests/reproduce.sh                 all of it, in the order of the README
-#   bash tests/reproduce.sh gran dcrw       only these parts, of those on the last line
+#   bash tests/reproduce.sh gran dcrw       only these parts, of those on the last lines
 #   DATA=~/data DEVICE=cuda bash tests/reproduce.sh
+#   JOBS=2 OMP_NUM_THREADS=1 bash tests/reproduce.sh        two runs at a time, one core each: how the README's were made
 #   ITERS=10 bash tests/reproduce.sh        a rehearsal of it all: 10 updates a run, 200 images a measure. In a copy of its own!
 #
 # It may be stopped at any time and started again: a run that stands is skipped, one that was stopped goes on. DATA holds
@@ -12,58 +13,122 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 DATA=${DATA:-data}
 DEVICE=${DEVICE:-$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
+JOBS=${JOBS:-1}
 mkdir -p results runs
-quiet="--log-every 100 --sample-every 1000"
 mnist="--dataset mnist"
 
-train() {  # train NAME SCRIPT FLAGS...: runs/NAME, unless it is done
+# Every part is gone through twice: `train` acts the first time, all that looks at runs the second. JOBS of them run at once.
+running=0
+finish() { while [ $running -gt 0 ]; do running=$((running - 1)); wait -n; done; }
+job() {
+    if [ $running -ge "$JOBS" ]; then running=$((running - 1)); wait -n; fi
+    running=$((running + 1))
+    "$@" &
+}
+set -m  # each job is a process group, so that Ctrl-C reaches all of it, and its run is saved
+trap 'exit 130' INT TERM
+trap 'for group in $(jobs -p); do kill -INT -- "-$group" 2> /dev/null || true; done; wait' EXIT
+
+train() {  # train NAME SCRIPT FLAGS...: runs/NAME, unless it is done; what it prints is in runs/NAME.log
+    [ $pass = 1 ] && [ ! -e "runs/$1/done" ] || return 0
+    job train_now "$@"
+}
+train_now() {
     local name=$1 script=$2
     shift 2
-    [ -e "runs/$name/done" ] && return
     if [ "${ITERS:-}" ]; then
         set -- "$@" --iters "$ITERS"
         [ "$script" != de_gan.py ] || set -- "$@" --vae-iters "$ITERS"
     fi
     echo "== $name: python $script $*"
     if [ -e "runs/$name/checkpoint.pt" ]; then
-        python "$script" --resume "runs/$name" --device "$DEVICE"
+        set -- --resume "runs/$name" --device "$DEVICE"
     else
-        python "$script" $quiet "$@" --data-dir "$DATA" --device "$DEVICE" --out "runs/$name"
+        set -- --log-every 100 --sample-every 1000 "$@" --data-dir "$DATA" --device "$DEVICE" --out "runs/$name"
     fi
+    python "$script" "$@" >> "runs/$name.log" 2>&1 || { tail -n 3 "runs/$name.log"; return 1; }
     touch "runs/$name/done"
 }
 
 measure() {  # measure NAME COMMAND FLAGS...: results/NAME.txt and .json, unless they are there
+    [ $pass = 2 ] && [ ! -e "results/$1.json" ] || return 0
+    job measure_now "$@"
+}
+measure_now() {
     local name=$1
     shift
-    [ -e "results/$name.json" ] && return
     [ -z "${ITERS:-}" ] || [ "$1" = dim ] || set -- "$@" --n 200
+    python metrics.py "$@" --data-dir "$DATA" --device "$DEVICE" --json "results/$name.json" > "results/$name.txt"
     echo "== $name: python metrics.py $*"
-    python metrics.py "$@" --data-dir "$DATA" --device "$DEVICE" --json "results/$name.json" | tee "results/$name.txt"
+    cat "results/$name.txt"
 }
 
-explore() {  # explore RUN LOOK: runs/RUN/explore/LOOK.png and .txt, unless one is there
-    compgen -G "runs/$1/explore/$2.*" > /dev/null && return
-    echo "== $1: $2"
-    python dcgan.py --resume "runs/$1" --explore "$2" --data-dir "$DATA" --device "$DEVICE" || [ "${ITERS:-}" ]  # too soon to explore
+explore() {  # explore RUN LOOK...: runs/RUN/explore/LOOK.png and .txt, each unless one is there
+    [ $pass = 2 ] || return 0
+    job explore_now "$@"
+}
+explore_now() {
+    local run=$1 look
+    for look in "${@:2}"; do
+        compgen -G "runs/$run/explore/$look.*" > /dev/null && continue
+        echo "== $run: $look"
+        python dcgan.py --resume "runs/$run" --explore "$look" --data-dir "$DATA" --device "$DEVICE" || [ "${ITERS:-}" ]  # too soon to explore
+    done
+}
+
+script() {  # script NAME ARGS...: the Python on standard input, which writes results/NAME.txt
+    [ $pass = 2 ] || return 0
+    finish  # it reads what was measured
+    python - "${@:2}" | tee "results/$1.txt"
+}
+
+spread() {  # spread NAME EVAL...: mean (least to most) of every figure over results/EVAL-{0,1,2}.json, row by row
+    script "$@" <<'EOF'
+import json, sys
+figures = {"FID": lambda row: row["fid"], "MMD": lambda row: row["mmd"], "kNN": lambda row: row["knn"]["min"],
+           "Bayes": lambda row: row["bayes"]["min"], ">0.9": lambda row: row["above_0.9"], "acc.": lambda row: row["accuracy"],
+           "rdd": lambda row: row["rdd"]["mean"]} | {
+    f"paper {name}": lambda row, name=name: row["paper"][name] for name in ("mmd", "fid", "knn", "bayes")}
+for name in sys.argv[1:]:
+    for rows in zip(*(json.load(open(f"results/{name}-{seed}.json"))["rows"] for seed in range(3))):
+        print(rows[0]["name"])
+        for figure, of in figures.items():
+            try:
+                values = [of(row) for row in rows]
+            except KeyError:
+                continue
+            print(f"  {figure:11} {sum(values) / 3:.4g} ({min(values):.4g} to {max(values):.4g})")
+        for table, key in (("rdd", lambda row: row["rdd"]["per_class"]), ("acc.", lambda row: row.get("accuracy_per_class"))):
+            if key(rows[0]):
+                print(f"  {table} by class:", *(f"{sum(key(row)[c] for row in rows) / 3:.3f}" for c in key(rows[0])))
+EOF
 }
 
 first() {  # the README's command, on the embedded digits
     train first gran.py --steps 5
 }
 
-gran() {  # GRAN: Tables 2 to 4 and the figures of samples, steps and neighbours, in each run's folder
-    for T in 1 3 5; do train "gran$T-mnist" gran.py $mnist --steps $T --epochs 6; done
-    train dvae-mnist vae.py $mnist --objective dvae
-    train draw-mnist draw_gan.py $mnist --epochs 15
-    measure gran-table2 gam runs/gran{1,3,5}-mnist
-    measure gran-table3 gam runs/gran{1,3}-mnist runs/dvae-mnist runs/draw-mnist
-    measure gran-table4 gam runs/gran5-mnist{,@7,@9}
-    measure gran eval runs/gran{1,3,5}-mnist
-    train gran3-once gran.py $mnist --steps 3 --epochs 2  # one noise for all steps against a noise for each (Figures 11, 29)
+gran() {  # GRAN: Tables 2 to 4 and the figures of samples, steps and neighbours, in each run's folder; three seeds
+    local seed T
+    for seed in 0 1 2; do
+        for T in 5 3 1; do train gran$T-$seed gran.py $mnist --steps $T --epochs 6 --seed $seed; done
+    done
+    train dvae-0 vae.py $mnist --objective dvae
+    train draw-0 draw_gan.py $mnist --epochs 15
+    for seed in 0 1 2; do
+        measure gran-table2-$seed gam runs/gran{1,3,5}-$seed
+        measure gran-table4-$seed gam runs/gran5-$seed{,@7,@9}
+        measure gran-$seed eval runs/gran{1,3,5}-$seed
+    done
+    measure gran-table3 gam runs/gran{1,3}-0 runs/dvae-0 runs/draw-0
+    spread gran gran
+}
+
+noise() {  # GRAN: one noise for all steps against a noise for each (Figures 11, 12, 29)
+    train gran3-once gran.py $mnist --steps 3 --epochs 2
     train gran3-per-step gran.py $mnist --steps 3 --epochs 2 --noise per-step
     measure gran-noise eval runs/gran3-{once,per-step}
-    python - <<'EOF' | tee results/gran-noise-steps.txt
+    script gran-noise-steps <<'EOF'
 import gran, metrics, torch
 for name in ("once", "per-step"):
     canvases = gran.canvases(metrics.load_run(f"runs/gran3-{name}").nets, 1000, generator=torch.Generator().manual_seed(0))
@@ -71,24 +136,18 @@ for name in ("once", "per-step"):
 EOF
 }
 
-draw() {  # DRAW and DRAW-GAN: Table I
-    train vae-mnist vae.py $mnist
-    train info-mnist vae.py $mnist --objective info
-    train draw-mnist draw_gan.py $mnist --epochs 15
-    train draw-gan-mnist draw_gan.py $mnist --objective draw-gan --epochs 5
-    measure draw-table1 eval runs/{vae,info,draw,draw-gan}-mnist --paper-units
-    for seed in 1 2; do
-        train vae-seed$seed vae.py $mnist --seed $seed
-        train info-seed$seed vae.py $mnist --objective info --seed $seed
-        train draw-gan-seed$seed draw_gan.py $mnist --objective draw-gan --epochs 5 --seed $seed
+draw() {  # DRAW and DRAW-GAN: Table I, three seeds
+    local seed
+    for seed in 0 1 2; do
+        train draw-$seed draw_gan.py $mnist --epochs 15 --seed $seed
+        train draw-gan-$seed draw_gan.py $mnist --objective draw-gan --epochs 5 --seed $seed
+        train vae-$seed vae.py $mnist --seed $seed
+        train info-$seed vae.py $mnist --objective info --seed $seed
     done
-    measure draw-seeds eval runs/{vae,info,draw-gan}-seed{1,2} --paper-units
-    times runs/{vae,info,draw,draw-gan}-mnist | tee results/times.txt
-}
-
-times() {  # times RUN...: what training took, out of each run's log.csv (Figure 10)
-    python - "$@" <<'EOF'
-import csv, json, sys
+    for seed in 0 1 2; do measure draw-table1-$seed eval runs/{vae,info,draw,draw-gan}-$seed --paper-units; done
+    spread draw-table1 draw-table1
+    script times runs/{vae,info,draw,draw-gan}-0 <<'EOF'
+import csv, json, sys  # what training took, out of each run's log.csv (Figure 10)
 for run in sys.argv[1:]:
     batch_size, rows = json.load(open(f"{run}/args.json"))["batch_size"], [*csv.DictReader(open(f"{run}/log.csv"))]
     steps = [0, *(int(row["step"]) for row in rows)]
@@ -98,89 +157,105 @@ EOF
 }
 
 telugu() {  # Table II
-    for objective in vae info; do train "$objective-telugu" vae.py --dataset telugu --objective $objective --epochs 40; done
     train draw-telugu draw_gan.py --dataset telugu --batch-size 25 --epochs 25
     train draw-gan-telugu draw_gan.py --dataset telugu --objective draw-gan --batch-size 25 --epochs 10
+    for objective in vae info; do train $objective-telugu vae.py --dataset telugu --objective $objective --epochs 40; done
     measure draw-table2 eval runs/{vae,info,draw,draw-gan}-telugu --features pixels --n 1500 --paper-units
 }
 
-dcrw() {  # Table I, Figures 4 to 6: times.png, losses.png and the last lines of log.csv
-    train dcrw-mnist dcrw.py $mnist --epochs 8
-    train dcrw-none-mnist dcrw.py $mnist --read none --epochs 8
+dcrw() {  # Table I, Figures 4 to 6: times.png, losses.png and the last lines of log.csv; three seeds
+    local seed
+    for seed in 0 1 2; do
+        train dcrw-$seed dcrw.py $mnist --epochs 8 --seed $seed
+        train dcrw-none-$seed dcrw.py $mnist --read none --epochs 8 --seed $seed
+    done
+    for seed in 0 1 2; do measure dcrw-$seed eval runs/dcrw-$seed; done
+    spread dcrw dcrw
 }
 
-table1() {  # DE-GAN: Tables I, V and VI, and a tournament
-    for objective in vae info aae; do train "$objective-mnist-labels" vae.py $mnist --conditional --objective $objective; done
-    train gan-mnist-labels dcgan.py $mnist --conditional --arch dense --epochs 12
-    train wgan-mnist-labels dcgan.py $mnist --conditional --objective wgan --epochs 32
-    train dcgan-mnist-labels dcgan.py $mnist --conditional --epochs 12
-    train de_gan-mnist-labels de_gan.py $mnist --conditional --epochs 6 --accuracy-every 200
-    measure de_gan-tables eval runs/{vae,info,aae,gan,wgan,dcgan,de_gan}-mnist-labels
-    train dcgan-mnist dcgan.py $mnist --epochs 3
-    train de_gan-mnist de_gan.py $mnist --epochs 3
-    measure tournament gam runs/gran{1,3,5}-mnist runs/dcgan-mnist runs/de_gan-mnist
+table1() {  # DE-GAN: Tables I, V and VI, three seeds (WGAN, half an hour of a core: one)
+    local seed objective
+    train wgan-labels-0 dcgan.py $mnist --conditional --objective wgan --epochs 32
+    for seed in 0 1 2; do
+        train de_gan-labels-$seed de_gan.py $mnist --conditional --epochs 6 --seed $seed
+        train dcgan-labels-$seed dcgan.py $mnist --conditional --epochs 12 --seed $seed
+        train gan-labels-$seed dcgan.py $mnist --conditional --arch dense --epochs 12 --seed $seed
+        for objective in vae info aae; do
+            train $objective-labels-$seed vae.py $mnist --conditional --objective $objective --seed $seed
+        done
+    done
+    for seed in 0 1 2; do measure de_gan-tables-$seed eval runs/{de_gan,dcgan,aae,vae,gan,info}-labels-$seed; done
+    measure de_gan-wgan eval runs/wgan-labels-0
     measure dim dim --dataset mnist --out results/dim.png
+    spread de_gan-tables de_gan-tables
+}
+
+tournament() {  # every pair of the adversarial models, DCGAN and DE-GAN without labels
+    local seed T
+    for seed in 0 1 2; do
+        train de_gan-$seed de_gan.py $mnist --epochs 3 --seed $seed
+        train dcgan-$seed dcgan.py $mnist --epochs 3 --seed $seed
+        for T in 5 3 1; do train gran$T-$seed gran.py $mnist --steps $T --epochs 6 --seed $seed; done
+    done
+    for seed in 0 1 2; do measure tournament-$seed gam runs/gran{1,3,5}-$seed runs/dcgan-$seed runs/de_gan-$seed; done
 }
 
 table7() {  # DE-GAN on CIFAR-10: Table VII, Figures 9 and 10
-    train vae-cifar10-labels vae.py --dataset cifar10 --conditional --arch conv --epochs 4
-    train dcgan-cifar10-labels de_gan.py --dataset cifar10 --conditional --noise plain --lambda-hidden 0 --iters 600 --accuracy-every 200
-    train de_gan-cifar10-labels de_gan.py --dataset cifar10 --conditional --vae-iters 400 --iters 1000 --accuracy-every 200
-    measure de_gan-table7 eval runs/{dcgan,vae,de_gan}-cifar10-labels --n 5000
+    train vae-cifar10 vae.py --dataset cifar10 --conditional --arch conv --epochs 4
+    train dcgan-cifar10 de_gan.py --dataset cifar10 --conditional --noise plain --lambda-hidden 0 --iters 600 --accuracy-every 200
+    train de_gan-cifar10 de_gan.py --dataset cifar10 --conditional --vae-iters 400 --iters 1000 --accuracy-every 200
+    measure de_gan-table7 eval runs/{dcgan,vae,de_gan}-cifar10 --n 5000
     for set in mnist cifar10; do measure dim-$set dim --dataset $set --n 10000 --k 20 100 1000 --out results/dim-$set.png; done
 }
 
-mnist() {  # the README's first table, after gran, draw, dcrw and table1
-    measure mnist eval runs/{gran1,gran3,gran5,draw,draw-gan,vae,info,dcrw}-mnist runs/{dcgan,de_gan}-mnist-labels --paper-units
-}
-
 convergence() {  # DE-GAN: Figure 6, three seeds of each
+    local seed
     for seed in 0 1 2; do
         local flags="$mnist --conditional --epochs 2 --accuracy-every 100 --seed $seed"
-        train "de_gan-seed$seed" de_gan.py $flags
-        train "de_gan-plain-seed$seed" de_gan.py $flags --noise plain --lambda-hidden 0
+        train convergence-de_gan-$seed de_gan.py $flags
+        train convergence-plain-$seed de_gan.py $flags --noise plain --lambda-hidden 0
     done
 }
 
 faces() {  # the slides' explorations
     train dcgan-faces dcgan.py --dataset faces --batch-size 64 --epochs 35
-    for look in walk arithmetic filters forget features; do explore dcgan-faces $look; done
-    train dcgan-mnist-labels dcgan.py $mnist --conditional --epochs 12
-    explore dcgan-mnist-labels nearest
+    train dcgan-labels-0 dcgan.py $mnist --conditional --epochs 12
+    explore dcgan-faces walk arithmetic filters forget features
+    explore dcgan-labels-0 nearest
 }
 
 precision() {  # README, Speed: bfloat16 against float32, three seeds of each
     local seed
     for seed in 0 1 2; do
-        train dcgan-bf16-seed$seed dcgan.py $mnist --epochs 2 --seed $seed --amp
-        train dcgan-f32-seed$seed dcgan.py $mnist --epochs 2 --seed $seed --no-amp
+        train dcgan-bf16-$seed dcgan.py $mnist --epochs 2 --seed $seed --amp
+        train dcgan-f32-$seed dcgan.py $mnist --epochs 2 --seed $seed --no-amp
     done
-    measure precision eval runs/dcgan-{bf16,f32}-seed{0,1,2}
+    measure precision eval runs/dcgan-{bf16,f32}-{0,1,2}
 }
 
-cifar10() {  # Table 5, second column; of one core's time an update takes two seconds
+cifar10() {  # GRAN: Table 5, second column; of one core's time an update takes two seconds
     train gran1-cifar10 gran.py --dataset cifar10 --steps 1 --batch-size 32 --iters 600 --sample-every 100
 }
 
 assets() {  # the README's pictures
+    [ $pass = 2 ] || return 0
     mkdir -p assets
+    last() { cp "$(ls runs/$1/samples/*.png | tail -n 1)" "assets/$2.png"; }
     local name
-    cp "$(ls runs/first/samples/*.png | tail -n 1)" assets/gran5-digits.png
-    for name in gran{1,3,5}-mnist {vae,info,draw,draw-gan}-mnist {draw,draw-gan}-telugu {aae,gan,wgan,dcgan,de_gan}-mnist-labels; do
-        cp "$(ls runs/$name/samples/*.png | tail -n 1)" "assets/$name.png"
-    done
-    for name in gran5 draw; do cp runs/$name-mnist/steps.gif assets/$name-mnist.gif; done
-    cp runs/gran5-mnist/steps.png assets/gran5-mnist-steps.png
+    last first gran5-digits
+    for name in gran{1,3,5} vae info draw draw-gan; do last $name-0 $name-mnist; done
+    for name in aae gan wgan dcgan de_gan; do last $name-labels-0 $name-mnist-labels; done
+    for name in draw-telugu draw-gan-telugu de_gan-cifar10 gran1-cifar10; do last $name $name; done
+    for name in gran5 draw; do cp runs/$name-0/steps.gif assets/$name-mnist.gif; done
+    cp runs/gran5-0/steps.png assets/gran5-mnist-steps.png
     cp runs/gran3-once/nearest.png assets/gran3-nearest.png
     for name in once per-step; do cp runs/gran3-$name/steps.png assets/gran3-$name.png; done
-    cp "$(ls runs/de_gan-cifar10-labels/samples/*.png | tail -n 1)" assets/de_gan-cifar10.png
     for name in dcrw dcrw-none; do
-        cp runs/$name-mnist/times.png assets/$name-times.png
-        cp runs/$name-mnist/losses.png assets/$name-losses.png
+        cp runs/$name-0/times.png assets/$name-times.png
+        cp runs/$name-0/losses.png assets/$name-losses.png
     done
-    for name in noise interpolation; do cp runs/de_gan-mnist-labels/$name.png assets/de_gan-$name.png; done
+    for name in noise interpolation; do cp runs/de_gan-labels-0/$name.png assets/de_gan-$name.png; done
     for name in mnist cifar10; do cp results/dim-$name.png assets/; done
-    cp "$(ls runs/gran1-cifar10/samples/*.png | tail -n 1)" assets/gran1-cifar10.png
     [ -z "${ITERS:-}" ] || return 0  # a rehearsal has none of these
     cp runs/gran1-cifar10/samples/000300.png assets/gran1-cifar10-300.png
     for name in walk arithmetic filters forget; do cp runs/dcgan-faces/explore/$name.png assets/faces-$name.png; done
@@ -195,4 +270,9 @@ for path in sys.argv[1:]:  # grey pictures as grey: half the bytes
 EOF
 }
 
-for part in ${*:-first gran draw dcrw table1 mnist convergence table7 telugu faces precision cifar10 assets}; do $part; done
+for part in ${*:-first gran noise draw dcrw table1 tournament convergence table7 telugu faces precision cifar10 assets}; do
+    for pass in 1 2; do
+        $part
+        finish
+    done
+done
