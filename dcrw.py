@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import nn
 
 import data
@@ -220,31 +220,12 @@ def draw_pictures(nets, args, held_out, folder, step):
 
 
 def draw_losses(folder):
-    """losses.png (Figure 6) out of log.csv: L_x and L_z over the updates, in nats on a log axis; circles are held-out."""
+    """losses.png (Figure 6) out of log.csv: L_x and L_z over the updates, in nats on a log axis, and of held-out images."""
     with open(folder / "log.csv", newline="") as file:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    values = [max(row[name], 0.1) for row in rows for name in ("l_x", "l_z", "test_l_x", "test_l_z") if name in row]
-    low = math.floor(math.log10(min(values)))                          # the axis has whole decades
-    high = max(math.ceil(math.log10(max(values))), low + 1)
-    image = Image.new("RGB", (640, 400), "white")
-    pen = ImageDraw.Draw(image)
-
-    def at(share, value):
-        return 50 + 570 * share, 360 - 340 * (math.log10(max(value, 0.1)) - low) / (high - low)
-
-    for value in (digit * 10.0**decade for decade in range(low, high) for digit in (1, 2, 5)):
-        pen.line([at(0, value), at(1, value)], fill="#dddddd")
-        pen.text((44, at(0, value)[1]), f"{value:g}", fill="black", anchor="rm")
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        pen.text((at(share, 1)[0], 366), f"{share * rows[-1]['step']:.0f}", fill="black", anchor="mt")
-    pen.text((335, 394), "updates (circles: held-out images)", fill="black", anchor="ms")
-    for name, label, colour in (("l_x", "L_x", "#1f5fbf"), ("l_z", "L_z", "#d0501f")):
-        points = [at(row["step"] / rows[-1]["step"], row[name]) for row in rows]
-        pen.line(points, fill=colour, width=2)
-        pen.text((625, points[-1][1] - 10), label, fill=colour, anchor="rs")
-        for x, y in (at(row["step"] / rows[-1]["step"], row["test_" + name]) for row in rows if "test_" + name in row):
-            pen.ellipse([x - 3, y - 3, x + 3, y + 3], outline=colour)
-    image.save(folder / "losses.png")
+        rows = [*csv.DictReader(file)]
+    names = {"l_x": "L_x", "l_z": "L_z", "test_l_x": "L_x, held out", "test_l_z": "L_z, held out"}
+    curves = {name: [(int(row["step"]), max(float(row[key]), 0.1)) for row in rows if row[key]] for key, name in names.items()}
+    metrics.draw_curves(curves, folder / "losses.png", "nats an image (0.1 and less at the bottom) over the updates", log="y")
 
 
 def side_or_none(text):

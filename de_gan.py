@@ -26,6 +26,7 @@ Differs from the paper
 """
 
 import argparse
+import csv
 import json
 import math
 import sys
@@ -353,6 +354,25 @@ def draw_lines(nets, args, folder):
     G.train()
 
 
+def draw_nearest(nets, args, images, folder):
+    """nearest.png (Figure 5): ten rows of eight samples, with labels one to a row, and the training image nearest to the last."""
+    from torchvision.utils import save_image
+
+    images = images[: 2**28 // images[0].numel()]                 # a GiB of floats at most
+    labels = torch.arange(10).repeat_interleave(8) % args.classes if args.classes else None
+    drawn = sample(nets, 80, labels, torch.Generator().manual_seed(args.seed), args.batch_size).cpu().unflatten(0, (10, 8))
+    _, indices = metrics.nearest(images, 1, queries=drawn[:, -1] * 255)
+    save_image(torch.cat([drawn, images[indices] / 255], 1).flatten(0, 1), folder / "nearest.png", nrow=9)
+
+
+def draw_losses(folder):
+    """losses.png (Figures 8, 10) out of log.csv: the losses of D and G over the updates of the game."""
+    with open(folder / "log.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["loss_d"]]
+    curves = {name: [(int(row["step"]), float(row[key])) for row in rows] for key, name in (("loss_d", "D"), ("loss_g", "G"))}
+    metrics.draw_curves(curves, folder / "losses.png", "losses over the updates, the VAE's counted")
+
+
 def plane(x):
     """x (n, d) -> (n, 2): the two principal components that spread it the most."""
     x = (x - x.mean(0)).double()
@@ -552,7 +572,9 @@ def train(args):
         return
     draw_lines(nets, args, folder)
     draw_plane(nets, folder)
-    print(f"done: samples, interpolation.png, noise.png, log.csv and checkpoint.pt are in {folder}")
+    draw_nearest(nets, args, images, folder)
+    draw_losses(folder)
+    print(f"done: samples, interpolation, noise, nearest and losses.png, log.csv and checkpoint.pt are in {folder}")
 
 
 if __name__ == "__main__":

@@ -1358,40 +1358,59 @@ def dim_command(args):
         curve = _dimensions(images[chosen].flatten(1).to(args.device), ks)
     print(f"\n{args.dataset}: intrinsic dimension of {len(chosen)} training images, seed {args.seed}\n")
     print_table(["k", "eq. 16 (mean)", "inverse mean"], [[k, *(f"{m:.2f}" for m in curve[k].values())] for k in ks])
-    draw_curve(curve, args.out, f"intrinsic dimension of {args.dataset}, {len(chosen)} images")
+    names = next(iter(curve.values()))
+    draw_curves({name: [(k, curve[k][name]) for k in ks] for name in names}, args.out,
+                f"intrinsic dimension of {args.dataset}, {len(chosen)} images, over k", log="x")  # fmt: skip
     print(f"\nThere is no limit in k (eq. 17): say k and n with any figure. The curve is in {args.out}")
     _write_json(args.json, {"dataset": args.dataset, "n": len(chosen), "seed": args.seed, "dimension": curve})
 
 
-def draw_curve(curve, path, title):
-    """A picture of {k: {name: value}}, k on a logarithmic axis."""
+def draw_curves(curves, path, title, log=""):
+    """A picture of lines {name: [(x, y), ...]}; the axes in `log` ("x", "y", "xy") are logarithmic, the others show 0.
+
+    Lines of up to 20 points have each marked. Logarithmic axes hold numbers above 0 only.
+    """
     from PIL import Image, ImageDraw
 
-    ks, names = list(curve), list(next(iter(curve.values())))
-    top = 1.1 * max(max(values.values()) for values in curve.values())
-    low, high = math.log(ks[0]), math.log(max(ks[-1], ks[0] + 1))
     picture = Image.new("RGB", (640, 400), "white")
     pen = ImageDraw.Draw(picture)
-
-    def at(k, value):
-        return 60 + 540 * (math.log(k) - low) / (high - low), 360 - 320 * value / top
-
     pen.text((60, 12), title, fill="black")
-    pen.line([(60, 40), (60, 360), (600, 360)], fill="black")
-    pitch = 10 ** math.floor(math.log10(top / 2))
-    for value in range(0, int(top / pitch) + 1, 1 + int(top / pitch / 10)):
-        y = at(ks[0], value * pitch)[1]
-        pen.line([(60, y), (600, y)], fill="lightgray")
-        pen.text((50, y), f"{value * pitch:g}", fill="black", anchor="rm")
-    for k in ks:
-        pen.text((at(k, 0)[0], 366), f"k = {k}" if k == ks[0] else str(k), fill="black", anchor="ma")
-    for name, colour in zip(names, ("navy", "firebrick")):
-        points = [at(k, curve[k][name]) for k in ks]
-        pen.line(points, fill=colour, width=2)
-        for x, y in points:
+    curves = {name: points for name, points in curves.items() if points}
+    xs, ys = zip(*(point for points in curves.values() for point in points))
+    (x_share, x_marks), (y_share, y_marks) = _axis(xs, "x" in log), _axis(ys, "y" in log)
+
+    def at(x, y):
+        return 60 + 540 * x_share(x), 360 - 310 * y_share(y)
+
+    for y in y_marks:
+        height = at(xs[0], y)[1]
+        pen.line([(60, height), (600, height)], fill="lightgray")
+        pen.text((50, height), f"{y:g}", fill="black", anchor="rm")
+    for x in x_marks:
+        pen.text((at(x, ys[0])[0], 366), f"{x:g}", fill="black", anchor="ma")
+    pen.line([(60, 50), (60, 360), (600, 360)], fill="black")
+    left = 60
+    for (name, points), colour in zip(curves.items(), ("navy", "firebrick", "royalblue", "salmon")):
+        pen.line([at(*point) for point in points], fill=colour, width=2)
+        for x, y in (at(*point) for point in points if len(points) <= 20):
             pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-        pen.text((points[-1][0], points[-1][1] - 12), name, fill=colour, anchor="rs")
+        pen.text((left, 30), name, fill=colour)
+        left += pen.textlength(name) + 20
     picture.save(path)
+
+
+def _axis(values, log):
+    """-> (value to its share of the axis' length, the values to mark: 1, 2 or 5 times a power of ten)."""
+    scale = math.log10 if log else float
+    low, high = scale(min(values) if log else min(0, *values)), scale(max(values))
+    span = high - low or 1
+    if log:
+        marks = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for digit in (1, 2, 5)]
+    else:
+        power = 10.0 ** math.floor(math.log10(span / 5))
+        pitch = next(digit * power for digit in (1, 2, 5, 10) if span <= 8 * digit * power)
+        marks = [i * pitch for i in range(math.floor(low / pitch), math.ceil(high / pitch) + 1)]
+    return lambda value: (scale(value) - low) / span, [x for x in marks if -1e-9 <= (scale(x) - low) / span <= 1 + 1e-9]
 
 
 def folders_command(args):

@@ -217,7 +217,12 @@ convergence() {  # DE-GAN: Figure 6, three seeds of each
     done
 }
 
-faces() {  # the slides' explorations
+faces() {  # DE-GAN where the paper has CelebA: Table I, Figures 4c, 7, 8
+    train de_gan-faces de_gan.py --dataset faces --epochs 4
+    measure dim-faces dim --dataset faces --n 10000 --k 20 100 1000 --out results/dim-faces.png
+}
+
+slides() {  # the slides' explorations
     train dcgan-faces dcgan.py --dataset faces --batch-size 64 --epochs 35
     train dcgan-labels-0 dcgan.py $mnist --conditional --epochs 12
     explore dcgan-faces walk arithmetic filters forget features
@@ -254,8 +259,10 @@ assets() {  # the README's pictures
         cp runs/$name-0/times.png assets/$name-times.png
         cp runs/$name-0/losses.png assets/$name-losses.png
     done
-    for name in noise interpolation; do cp runs/de_gan-labels-0/$name.png assets/de_gan-$name.png; done
-    for name in mnist cifar10; do cp results/dim-$name.png assets/; done
+    for name in noise nearest; do cp runs/de_gan-labels-0/$name.png assets/de_gan-$name.png; done
+    for name in interpolation losses; do cp runs/de_gan-faces/$name.png assets/de_gan-faces-$name.png; done
+    cp runs/de_gan-cifar10/losses.png assets/de_gan-cifar10-losses.png
+    for name in mnist cifar10 faces; do cp results/dim-$name.png assets/; done
     [ -z "${ITERS:-}" ] || return 0  # a rehearsal has none of these
     cp runs/gran1-cifar10/samples/000300.png assets/gran1-cifar10-300.png
     for name in walk arithmetic filters forget; do cp runs/dcgan-faces/explore/$name.png assets/faces-$name.png; done
@@ -270,7 +277,7 @@ for path in sys.argv[1:]:  # grey pictures as grey: half the bytes
 EOF
 }
 
-for part in ${*:-first gran noise draw dcrw table1 tournament convergence table7 telugu faces precision cifar10 assets}; do
+for part in ${*:-first gran noise draw dcrw table1 tournament convergence table7 telugu faces slides precision cifar10 assets}; do
     for pass in 1 2; do
         $part
         finish

@@ -9,9 +9,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import nn
 from torchvision.ops import Permute
+from torchvision.transforms.functional import pil_to_tensor
 
 import data
 import de_gan
@@ -314,6 +315,32 @@ def same(a, b):
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+@pytest.mark.parametrize("classes", [0, 2])
+def test_the_last_column_is_the_training_image_nearest_to_the_one_before(tmp_path, classes):
+    """The training images are the samples themselves, rounded to bytes, so each has itself as its nearest."""
+    args = namespace(classes=classes, seed=0, batch_size=64)
+    torch.manual_seed(0)
+    nets = de_gan.build(args)
+    nets["vae"].freeze()
+    [to_image] = (layer for layer in nets["G"].modules() if isinstance(layer, de_gan.ToImage))
+    nn.init.normal_(to_image.weight)                                                  # samples far apart
+    labels = torch.arange(10).repeat_interleave(8) % 2 if classes else None           # a label to a row
+    drawn = de_gan.sample(nets, 80, labels, torch.Generator().manual_seed(0)).mul(255).round().byte()
+    de_gan.draw_nearest(nets, args, drawn.flip(0), tmp_path)
+    grid = pil_to_tensor(Image.open(tmp_path / "nearest.png"))[0]
+    rows = grid[:300, :270].unfold(0, 30, 30).unfold(1, 30, 30)[:, :, 2:, 2:]         # (10, 9, 28, 28), 2 px between
+    assert torch.equal(rows, drawn.view(10, 8, 28, 28)[:, [0, 1, 2, 3, 4, 5, 6, 7, 7]])
+
+
+def test_losses_are_drawn_from_the_log(tmp_path):
+    """D from half of the largest to all of it, G from the largest to 0, after 10 and 20 updates; the VAE's row is left out."""
+    (tmp_path / "log.csv").write_text("step,vae,kl,loss_d,loss_g\n5,90,9,,\n10,,,1,2\n20,,,2,0\n")
+    de_gan.draw_losses(tmp_path)
+    with Image.open(tmp_path / "losses.png") as image:
+        for at, colour in {(330, 205): "navy", (600, 50): "navy", (330, 50): "firebrick", (600, 360): "firebrick"}.items():
+            assert image.getpixel(at) == ImageColor.getrgb(colour)
 
 
 @pytest.mark.parametrize("vae_iters", [9, 4, 2])

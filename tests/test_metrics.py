@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist, pdist
 from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
@@ -779,6 +779,37 @@ def test_folders_compares_two(tmp_path, capsys):
     row = json.loads((tmp_path / "f.json").read_text())
     assert row["fid"] == pytest.approx(metrics.fid(x / 255, y / 255), rel=1e-5) and row["n"] == 60
     assert row["mmd"] == pytest.approx(metrics.mmd(x / 255, y / 255), rel=1e-5)
+
+
+@pytest.mark.parametrize("values, log, low, high, marks", [
+    ([10, 1000], True, 10, 1000, [10, 20, 50, 100, 200, 500, 1000]),
+    ([30, 3], True, 3, 30, [5, 10, 20]),
+    ([3, 9], False, 0, 9, [0, 2, 4, 6, 8]),
+    ([-1, 1], False, -1, 1, [-1, -0.5, 0, 0.5, 1]),
+    ([100, 3600], False, 0, 3600, [0, 500, 1000, 1500, 2000, 2500, 3000, 3500]),
+    ([0.04, 0.01], False, 0, 0.04, [0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04]),
+])  # fmt: skip
+def test_axes_span_their_values_and_are_marked_at_round_ones(values, log, low, high, marks):
+    share, found = metrics._axis(values, log)
+    assert (share(low), share(high)) == pytest.approx((0, 1))
+    assert found == pytest.approx(marks)
+    assert share(math.sqrt(low * high) if log else (low + high) / 2) == pytest.approx(0.5)
+
+
+def test_an_axis_of_one_value_has_a_place_for_it():
+    assert metrics._axis([7], True)[0](7) == 0 and metrics._axis([0, 0], False)[0](0) == 0
+
+
+@pytest.mark.parametrize("log, points", [
+    ("", {"navy": [(60, 360), (330, 50), (600, 205)], "firebrick": [(330, 205)]}),       # halves of 100 and 8
+    ("xy", {"navy": [(60, 50), (600, 360)], "firebrick": [(330, 205)]}),                 # halves of 1..100 and 1..10,000
+])  # fmt: skip
+def test_curves_pass_where_their_values_say(tmp_path, log, points):
+    curves = {"": {"a": [(0, 0), (4, 100), (8, 50)], "b": [(4, 50)]}, "xy": {"a": [(1, 100), (10000, 1)], "b": [(100, 10)]}}[log]
+    metrics.draw_curves(curves | {"none yet": []}, tmp_path / "curves.png", "title", log)
+    with Image.open(tmp_path / "curves.png") as image:
+        for colour, places in points.items():
+            assert [image.getpixel(place) for place in places] == [ImageColor.getrgb(colour)] * len(places)
 
 
 def test_dim_prints_and_draws_the_curve(bars_set, tmp_path, capsys):
