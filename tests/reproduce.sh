@@ -17,7 +17,7 @@ JOBS=${JOBS:-1}
 mkdir -p results runs
 mnist="--dataset mnist"
 
-# Every part is gone through twice: `train` acts the first time, all that looks at runs the second. JOBS of them run at once.
+# The parts are gone through twice: `train` acts the first time, all that looks at runs the second. JOBS of them run at once.
 running=0
 finish() { while [ $running -gt 0 ]; do running=$((running - 1)); wait -n; done; }
 job() {
@@ -280,9 +280,8 @@ for path in sys.argv[1:]:  # grey pictures as grey: half the bytes
 EOF
 }
 
-for part in ${*:-first gran noise draw dcrw table1 wgan tournament convergence table7 telugu faces slides precision cifar10 assets}; do
-    for pass in 1 2; do
-        $part
-        finish
-    done
+parts=${*:-first gran noise draw dcrw table1 wgan tournament convergence table7 telugu faces slides precision cifar10 assets}
+for pass in 1 2; do
+    for part in $parts; do $part; done
+    finish
 done
