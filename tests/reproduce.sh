@@ -19,6 +19,7 @@ mnist="--dataset mnist"
 
 # The parts are gone through twice: `train` acts the first time, all that looks at runs the second. JOBS of them run at once.
 running=0
+declare -A begun
 finish() { while [ $running -gt 0 ]; do running=$((running - 1)); wait -n; done; }
 job() {
     if [ $running -ge "$JOBS" ]; then running=$((running - 1)); wait -n; fi
@@ -30,7 +31,8 @@ trap 'exit 130' INT TERM
 trap 'for group in $(jobs -p); do kill -INT -- "-$group" 2> /dev/null || true; done; wait' EXIT
 
 train() {  # train NAME SCRIPT FLAGS...: runs/NAME, unless it is done; what it prints is in runs/NAME.log
-    [ $pass = 1 ] && [ ! -e "runs/$1/done" ] || return 0
+    [ $pass = 1 ] && [ ! -e "runs/$1/done" ] && [ -z "${begun[$1]:-}" ] || return 0
+    begun[$1]=yes  # several parts may ask for it
     job train_now "$@"
 }
 train_now() {
