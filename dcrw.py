@@ -225,7 +225,7 @@ def draw_losses(folder):
         rows = [*csv.DictReader(file)]
     names = {"l_x": "L_x", "l_z": "L_z", "test_l_x": "L_x, held out", "test_l_z": "L_z, held out"}
     curves = {name: [(int(row["step"]), max(float(row[key]), 0.1)) for row in rows if row[key]] for key, name in names.items()}
-    metrics.draw_curves(curves, folder / "losses.png", "nats an image (0.1 and less at the bottom) over the updates", log="y")
+    metrics.draw_curves(curves, folder / "losses.png", "nats an image (none drawn below 0.1) over the updates", log="y")
 
 
 def side_or_none(text):
