@@ -231,7 +231,8 @@ def device_of(text):
         raise InputError(f"device {text} cannot be used: {reason}; --device cpu can") from error
     if torch.device(text).type == "cpu":
         keep_freed_memory()
-        torch.set_flush_denormal(True)  # Adam's averages of dead pixels decay below 1e-38, where Intel's CPUs take 100 times as long
+        # Adam's averages of dead pixels decay to below 1e-38, where Intel's CPUs take many times as long. Threads begun later inherit it.
+        torch.set_flush_denormal(True)
     return torch.device(text)
 
 

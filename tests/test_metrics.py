@@ -36,6 +36,18 @@ def orthogonal(d, seed=0):
     return torch.linalg.qr(normal(d, d, seed=seed))[0]
 
 
+@pytest.mark.parametrize("asked, left", [("", 1_000_000), ("metrics.device_of('cpu')", 0)])
+def test_numbers_too_small_for_float32_are_zero_on_every_thread(asked, left):
+    """1e-39 is below the least normal float32, 1.18e-38: torch keeps it, unless a CPU was asked for."""
+    code = f"""
+import torch, metrics
+torch.set_num_threads(2)
+{asked}
+print(int((torch.full((1_000_000,), 1e-30) * 1e-9 * 1e30).count_nonzero()))
+"""
+    assert int(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)) == left
+
+
 def test_freed_memory_is_kept_for_the_next_tensors():
     """Tensors of 128 MiB in all, freed: plain glibc gives all of it back to the system (by its own account, mallinfo2), and here nothing."""
     if not hasattr(ctypes.CDLL(None), "mallinfo2"):
