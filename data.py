@@ -481,7 +481,7 @@ def _broken():
 
 # Embedded data sets -------------------------------------------------------------------------------------------------
 
-DRAWN_VERSION = 2  # raise it whenever the drawing changes, so that cached bytes are drawn again
+DRAWN_VERSION = 3  # raise it whenever the drawing changes, so that cached bytes are drawn again
 
 # Skeletons of the digits: (share, strokes) of each way to write one, in a box 100 high, x to the right and y down.
 # A stroke is a curve through its points; a point named twice in a row is a corner, a point of two strokes a joint.
@@ -631,7 +631,12 @@ def _ink(x, y, across, down, edge, size):
     for a, b in zip(x, y):
         torch.add(a[:, None, :], b[:, :, None], out=square)
         torch.minimum(nearest, square, out=nearest)
-    return ((0.5 + (1 - nearest.sqrt()) * edge[:, :, None]).clamp(0, 1) * 255).round().byte()
+    return ((0.5 + (1 - _sqrt(nearest)) * edge[:, :, None]).clamp(0, 1) * 255).round().byte()
+
+
+def _sqrt(x):
+    """The root rounded as IEEE says, by numpy: torch's is MKL's, whose last bit depends on the make of the processor."""
+    return torch.from_numpy(np.sqrt(x.numpy()))
 
 
 def _centre(ink):
@@ -789,7 +794,7 @@ def _paint_faces(labels, u, size):
     # Glasses: rings around the eyes, between circle and box, at least a pixel wide; a bridge, and arms to the ears.
     radius, boxy = vary(0.125, 0.155), vary(0.0, 1.0)
     box = torch.maximum(eye_x.abs(), eye_y.abs() * 1.25)
-    lens = boxy * box + (1 - boxy) * (eye_x * eye_x + eye_y * eye_y).sqrt() - radius
+    lens = boxy * box + (1 - boxy) * _sqrt(eye_x * eye_x + eye_y * eye_y) - radius
     bar = torch.maximum((eye_y + 0.02).abs(), torch.maximum(-lens, x.abs() - width))
     frame = torch.minimum(lens.abs(), bar) - vary(0.03, 0.042)
     image = paint(0.95, lens, 0.25 * glasses)
@@ -800,6 +805,6 @@ def _paint_faces(labels, u, size):
 def _ellipse(x, y, a, b):
     """Signed distance to an ellipse with half-axes a and b about the origin, to first order: exact on its outline."""
     x, y = x / a, y / b
-    k = (x * x + y * y).sqrt()
+    k = _sqrt(x * x + y * y)
     x, y = x / a, y / b
-    return k * (k - 1) / (x * x + y * y).sqrt().clamp(min=1e-6)
+    return k * (k - 1) / _sqrt(x * x + y * y).clamp(min=1e-6)

@@ -331,7 +331,9 @@ def test_the_last_column_is_the_training_image_nearest_to_the_one_before(tmp_pat
     de_gan.draw_nearest(nets, args, drawn.flip(0), tmp_path)
     grid = pil_to_tensor(Image.open(tmp_path / "nearest.png"))[0]
     rows = grid[:300, :270].unfold(0, 30, 30).unfold(1, 30, 30)[:, :, 2:, 2:]         # (10, 9, 28, 28), 2 px between
-    assert torch.equal(rows, drawn.view(10, 8, 28, 28)[:, [0, 1, 2, 3, 4, 5, 6, 7, 7]])
+    drawn = drawn.view(10, 8, 28, 28)
+    torch.testing.assert_close(rows[:, :8].int(), drawn.int(), rtol=0, atol=1)        # threads may add in another order
+    assert torch.equal(rows[:, 8], drawn[:, 7])
 
 
 def test_losses_are_drawn_from_the_log(tmp_path):
