@@ -8,7 +8,7 @@
 #   ITERS=10 bash tests/reproduce.sh        a rehearsal of it all: 10 updates a run, 200 images a measure. In a copy of its own!
 #
 # It may be stopped at any time and started again: a run that stands is skipped, one that was stopped goes on. DATA holds
-# MNIST/raw, cifar10/ or cifar10-jpeg/ and telugu/, as data.py describes them (MNIST is downloaded where it is missing).
+# MNIST/raw, cifar10/ or cifar10-jpeg/ and telugu/, as data.py describes them (MNIST is downloaded where it is missing). It needs bash 4.3 or newer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DATA=${DATA:-data}
