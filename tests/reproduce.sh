@@ -126,15 +126,20 @@ gran() {  # GRAN: Tables 2 to 4 and the figures of samples, steps and neighbours
     spread gran gran
 }
 
-noise() {  # GRAN: one noise for all steps against a noise for each (Figures 11, 12, 29)
-    train gran3-once gran.py $mnist --steps 3 --epochs 2
-    train gran3-per-step gran.py $mnist --steps 3 --epochs 2 --noise per-step
-    measure gran-noise eval runs/gran3-{once,per-step}
-    script gran-noise-steps <<'EOF'
+noise() {  # GRAN: one noise for all steps against a noise for each (Figures 11, 12, 29), three seeds
+    local seed
+    for seed in 0 1 2; do
+        train gran3-once-$seed gran.py $mnist --steps 3 --epochs 2 --seed $seed
+        train gran3-per-step-$seed gran.py $mnist --steps 3 --epochs 2 --noise per-step --seed $seed
+    done
+    for seed in 0 1 2; do measure gran-noise-$seed eval runs/gran3-{once,per-step}-$seed; done
+    spread gran-noise gran-noise
+    script gran-noise-steps runs/gran3-{once,per-step}-{0,1,2} <<'EOF'
+import sys
 import gran, metrics, torch
-for name in ("once", "per-step"):
-    canvases = gran.canvases(metrics.load_run(f"runs/gran3-{name}").nets, 1000, generator=torch.Generator().manual_seed(0))
-    print(name, "mean change of a pixel from step to step:", canvases.diff(dim=0).abs().flatten(1).mean(1).tolist())
+for run in sys.argv[1:]:
+    canvases = gran.canvases(metrics.load_run(run).nets, 1000, generator=torch.Generator().manual_seed(0))
+    print(run, "mean change of a pixel from step to step:", canvases.diff(dim=0).abs().flatten(1).mean(1).tolist())
 EOF
 }
 
@@ -158,11 +163,19 @@ for run in sys.argv[1:]:
 EOF
 }
 
-telugu() {  # Table II
-    train draw-telugu draw_gan.py --dataset telugu --batch-size 25 --epochs 25
-    train draw-gan-telugu draw_gan.py --dataset telugu --objective draw-gan --batch-size 25 --epochs 10
-    for objective in vae info; do train $objective-telugu vae.py --dataset telugu --objective $objective --epochs 40; done
-    measure draw-table2 eval runs/{vae,info,draw,draw-gan}-telugu --features pixels --n 1500 --paper-units
+telugu() {  # Table II, three seeds
+    local seed objective telugu="--dataset telugu"
+    for seed in 0 1 2; do
+        train draw-telugu-$seed draw_gan.py $telugu --batch-size 25 --epochs 25 --seed $seed
+        train draw-gan-telugu-$seed draw_gan.py $telugu --objective draw-gan --batch-size 25 --epochs 10 --seed $seed
+        for objective in vae info; do
+            train $objective-telugu-$seed vae.py $telugu --objective $objective --epochs 40 --seed $seed
+        done
+    done
+    for seed in 0 1 2; do
+        measure draw-table2-$seed eval runs/{vae,info,draw,draw-gan}-telugu-$seed --features pixels --n 1500 --paper-units
+    done
+    spread draw-table2 draw-table2
 }
 
 dcrw() {  # Table I, Figures 4 to 6: times.png, losses.png and the last lines of log.csv; three seeds
@@ -255,11 +268,12 @@ assets() {  # the README's pictures
     last first gran5-digits
     for name in gran{1,3,5} vae info draw draw-gan; do last $name-0 $name-mnist; done
     for name in aae gan wgan dcgan de_gan; do last $name-labels-0 $name-mnist-labels; done
-    for name in draw-telugu draw-gan-telugu de_gan-cifar10 gran1-cifar10; do last $name $name; done
+    for name in draw draw-gan; do last $name-telugu-0 $name-telugu; done
+    for name in de_gan gran1; do last $name-cifar10 $name-cifar10; done
     for name in gran5 draw; do cp runs/$name-0/steps.gif assets/$name-mnist.gif; done
     cp runs/gran5-0/steps.png assets/gran5-mnist-steps.png
-    cp runs/gran3-once/nearest.png assets/gran3-nearest.png
-    for name in once per-step; do cp runs/gran3-$name/steps.png assets/gran3-$name.png; done
+    cp runs/gran3-once-0/nearest.png assets/gran3-nearest.png
+    for name in once per-step; do cp runs/gran3-$name-0/steps.png assets/gran3-$name.png; done
     for name in dcrw dcrw-none; do
         cp runs/$name-0/times.png assets/$name-times.png
         cp runs/$name-0/losses.png assets/$name-losses.png
