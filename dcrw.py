@@ -16,9 +16,9 @@ Differs from the paper
   are learned. Max pooling comes before ReLU, which gives the same numbers sooner. The gradient's norm is clipped at 5.
 - The paper prints neither the length of z_t, nor batch size, rate or number of epochs: see the defaults.
 
-Measured (torch 2.14.1, one core of an AMD EPYC with bfloat16, seed 0): `--dataset mnist --epochs 8`, MNIST's 10,000 test
-images: 116.3 nats (L_x 97.3, L_z 19.1) after 9 minutes; with `--read none` 146.1 (125.6, 20.6) after 4. Table I has 70.2 + 1.5
-and 147.2 + 31.1.
+Measured (torch 2.14.1, one core of an Intel Xeon with bfloat16, seeds 0, 1, 2): `--dataset mnist --epochs 8`, MNIST's 10,000
+test images: 117.0, 114.1, 112.0 nats (L_x 93.9, L_z 20.4 on average) after 7 to 8 minutes; with `--read none` 145.4, 145.3, 147.2
+(124.7, 21.3) after 3. Table I has 70.2 + 1.5 and 147.2 + 31.1.
 """
 
 import argparse
