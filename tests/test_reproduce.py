@@ -38,6 +38,7 @@ else:
         sys.exit("it fails")
     if run.name == os.environ.get("WAITS"):
         try:
+            (run / "waits").touch()
             time.sleep(60)
         except KeyboardInterrupt:
             (run / "saved").touch()
@@ -113,10 +114,9 @@ def test_a_run_that_fails_stops_it_and_goes_on_when_asked_again(copy):
 
 def test_ctrl_c_reaches_the_runs(copy):
     process = start(copy, "dcrw", WAITS="dcrw-0")
-    while not (copy / "runs/dcrw-0/checkpoint.pt").exists():
+    while not (copy / "runs/dcrw-0/waits").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130 and (copy / "runs/dcrw-0/saved").exists() and not (copy / "runs/dcrw-0/done").exists()
