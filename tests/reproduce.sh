@@ -40,7 +40,7 @@ train_now() {
     shift 2
     if [ "${ITERS:-}" ]; then
         set -- "$@" --iters "$ITERS"
-        [ "$script" != de_gan.py ] || set -- "$@" --vae-iters "$ITERS"
+        [ "$script" != de_gan.py ] || set -- "$@" --vae-iters $(((ITERS + 1) / 2))  # --iters counts these too
     fi
     echo "== $name: python $script $*"
     if [ -e "runs/$name/checkpoint.pt" ]; then

@@ -98,7 +98,7 @@ def test_a_rehearsal_is_short(copy):
     assert status == 0
     for call in calls:
         assert call.startswith("- ") or " dim " in call or (" --n 200" if "metrics.py" in call else " --iters 7 ") in call
-        assert not call.startswith("de_gan") or "--vae-iters 7 " in call
+        assert not call.startswith("de_gan") or "--vae-iters 4 " in call
 
 
 def test_a_run_that_fails_stops_it_and_goes_on_when_asked_again(copy):
