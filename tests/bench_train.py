@@ -13,8 +13,10 @@ things and no other.
 Columns: ms an update and images/s of ours (the median over rounds), peak memory in GiB (resident, on CUDA allocated), how
 many times as fast as the usual loop, the share of the time that passes outside of the networks, their losses' backward
 pass and the optimisers, and the floor: the update's counted floating-point operations at the machine's matrix rate, as a
-share of the time taken. Then 10,000 samples, `--help`, and the time from the command to the first update, in seconds. The
-part `memory` has a line of its own: GRAN's peak for T = 10, 20 and 40, and what a step more takes.
+share of the time taken. Then 10,000 samples, `--help`, and the time from the command to the first update, in seconds, and
+the kernels of an update: on CUDA its launches, on a CPU the calls of operators that compute, about one launch each, from
+which one may estimate what an update takes where launches are the limit. The part `memory` has a line of its own: GRAN's
+peak for T = 10, 20 and 40, and what a step more takes.
 """
 
 import argparse
@@ -156,14 +158,24 @@ def shares(main, argv):
 
 
 def operations(main, argv):
-    """(floating-point operations, kernel launches, None on a CPU) of one update: what two take more than one."""
+    """(floating-point operations, kernels) of one update: what three take more than two."""
     import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
 
     class Untracked(contextlib.nullcontext):
         """For the counter's record of modules, which breaks on a forward pass without gradients."""
 
         parents = frozenset({"Global"})
+
+    class Calls(TorchDispatchMode):
+        """Counts the operators that compute: neither views nor what only hands memory out."""
+
+        n = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.n += not func.is_view and not func.__name__.startswith(("empty", "detach", "_local_scalar"))
+            return func(*args, **kwargs or {})
 
     cuda = "cuda" in argv[argv.index("--device") + 1]
     found = []
@@ -172,11 +184,11 @@ def operations(main, argv):
             kinds = [torch.profiler.ProfilerActivity.CPU]
             counter = FlopCounterMode(display=False)
             counter.mod_tracker = Untracked()
-            with counter, torch.profiler.profile(activities=kinds) if cuda else contextlib.nullcontext() as profile:
+            with counter, torch.profiler.profile(activities=kinds) if cuda else Calls() as calls:
                 main([*argv, "--iters", iters, "--out", folder + "/run"])
-        launches = sum(e.count for e in profile.key_averages() if "LaunchKernel" in e.key) if cuda else 0
-        found.append((counter.get_total_flops(), launches))
-    return found[1][0] - found[0][0], found[1][1] - found[0][1] if cuda else None
+        kernels = sum(e.count for e in calls.key_averages() if "LaunchKernel" in e.key) if cuda else calls.n
+        found.append((counter.get_total_flops(), kernels))
+    return tuple(more - less for less, more in zip(*found))
 
 
 def inner(mode, script, argv):
@@ -268,7 +280,7 @@ def main():
 
     rate, dtype = matrix_rate(args.device, args.amp)
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; {dtype} products at {rate / 1e9:.0f} GFLOP/s")
-    print(f"{'':15} {'ms':>7} {'img/s':>7} {'GiB':>5} {'usual':>6} {'outside':>8} {'floor':>6} {'samples':>8} {'--help':>7} {'start':>6}",
+    print(f"{'':15} {'ms':>7} {'img/s':>7} {'GiB':>5} {'usual':>6} {'outside':>8} {'floor':>6} {'samples':>8} {'--help':>7} {'start':>6} {'kernels':>8}",
           flush=True)  # fmt: skip
     for part in args.part or [*PARTS, "memory"]:
         flags, dataset, per_line = PARTS.get(part, ("gran.py", None, 1))
@@ -292,7 +304,7 @@ def main():
             batch_size = json.loads(Path(folder, "ours0", "args.json").read_text())["batch_size"]
             lines = ["--iters", str(4 * per_line), "--log-every", str(per_line)]
             outside = asked("shares", script, [*flags, *lines, "--out", f"{folder}/shares"])
-            flops, launches = asked("operations", script, flags)
+            flops, kernels = asked("operations", script, flags)
 
             import metrics
 
@@ -305,8 +317,8 @@ def main():
         subprocess.run([sys.executable, ROOT / script, "--help"], stdout=subprocess.DEVNULL, check=True)
         start = time.perf_counter() - began
         print(f"{part:15} {1000 * ours:7.1f} {batch_size / ours:7.0f} {found['ours'][0][2]:5.2f} {theirs / ours:6.2f} {outside:8.1%} "
-              f"{flops / rate / ours:6.0%} {sampling:8.1f} {start:7.1f} {min(row[1] for row in found['ours']):6.1f}"
-              + (f"  {launches} launches" if launches else ""), flush=True)  # fmt: skip
+              f"{flops / rate / ours:6.0%} {sampling:8.1f} {start:7.1f} {min(row[1] for row in found['ours']):6.1f} {kernels:8}",
+              flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -220,8 +220,8 @@ tournament() {  # every pair of the adversarial models, DCGAN and DE-GAN without
 
 table7() {  # DE-GAN on CIFAR-10: Table VII, Figures 9 and 10
     train vae-cifar10 vae.py --dataset cifar10 --conditional --arch conv --epochs 4
-    train dcgan-cifar10 de_gan.py --dataset cifar10 --conditional --noise plain --lambda-hidden 0 --iters 600 --accuracy-every 200
-    train de_gan-cifar10 de_gan.py --dataset cifar10 --conditional --vae-iters 400 --iters 1000 --accuracy-every 200
+    train dcgan-cifar10 de_gan.py --dataset cifar10 --conditional --noise plain --lambda-hidden 0 --iters 2400 --accuracy-every 400
+    train de_gan-cifar10 de_gan.py --dataset cifar10 --conditional --vae-iters 800 --iters 3200 --accuracy-every 400
     measure de_gan-table7 eval runs/{dcgan,vae,de_gan}-cifar10 --n 5000
     for set in mnist cifar10; do measure dim-$set dim --dataset $set --n 10000 --k 20 100 1000 --out results/dim-$set.png; done
 }
@@ -240,11 +240,16 @@ faces() {  # DE-GAN where the paper has CelebA: Table I, Figures 4c, 7, 8
     measure dim-faces dim --dataset faces --n 10000 --k 20 100 1000 --out results/dim-faces.png
 }
 
-slides() {  # the slides' explorations
-    train dcgan-faces dcgan.py --dataset faces --batch-size 64 --epochs 35
-    train dcgan-labels-0 dcgan.py $mnist --conditional --epochs 12
-    explore dcgan-faces walk arithmetic filters forget features
-    explore dcgan-labels-0 nearest
+slides() {  # the slides' explorations, three seeds
+    local seed
+    for seed in 0 1 2; do
+        train dcgan-faces-$seed dcgan.py --dataset faces --batch-size 64 --epochs 35 --seed $seed
+        train dcgan-labels-$seed dcgan.py $mnist --conditional --epochs 12 --seed $seed
+    done
+    for seed in 0 1 2; do
+        explore dcgan-faces-$seed walk arithmetic filters forget features
+        explore dcgan-labels-$seed nearest
+    done
 }
 
 precision() {  # README, Speed: bfloat16 against float32, three seeds of each
@@ -284,7 +289,7 @@ assets() {  # the README's pictures
     for name in mnist cifar10 faces; do cp results/dim-$name.png assets/; done
     [ -z "${ITERS:-}" ] || return 0  # a rehearsal has none of these
     cp runs/gran1-cifar10/samples/000300.png assets/gran1-cifar10-300.png
-    for name in walk arithmetic filters forget; do cp runs/dcgan-faces/explore/$name.png assets/faces-$name.png; done
+    for name in walk arithmetic filters forget; do cp runs/dcgan-faces-0/explore/$name.png assets/faces-$name.png; done
     python - assets/*.png <<'EOF'
 import sys
 from PIL import Image, ImageChops
