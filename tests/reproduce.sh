@@ -233,6 +233,15 @@ convergence() {  # DE-GAN: Figure 6, three seeds of each
         train convergence-de_gan-$seed de_gan.py $flags
         train convergence-plain-$seed de_gan.py $flags --noise plain --lambda-hidden 0
     done
+    script convergence de_gan plain <<'EOF'
+import csv, sys
+for name in sys.argv[1:]:
+    runs = [[*csv.DictReader(open(f"runs/convergence-{name}-{seed}/accuracy.csv"))] for seed in range(3)]
+    for rows in zip(*runs):
+        values = [100 * float(row["accuracy"]) for row in rows]
+        print(f"{name:6} {rows[0]['updates']:>5} {sum(values) / 3:.1f} ({min(values):.1f} to {max(values):.1f})")
+    print(name, "first above 95 %:", *(next((row["updates"] for row in rows if float(row["accuracy"]) > 0.95), "-") for rows in runs))
+EOF
 }
 
 faces() {  # DE-GAN where the paper has CelebA: Table I, Figures 4c, 7, 8
