@@ -705,7 +705,11 @@ def _search(rows, asked, own, k, wanted, dtype):
     queries = torch.ones(step, d + 1, dtype=dtype, device=rows.device)  # [x, 1]
     most, numbers = (16, 2**22) if rows.device.type == "cpu" else (1024, 2**27)  # on a CPU what stays in the cache
     block = max(1, min(most, numbers // (wanted * d)))  # of queries, whose candidates, d numbers each, are looked at together
-    found = []
+    # What stays is allocated before what is freed: small results kept between large blocks tear glibc's heap, to 20 GB and more.
+    distances = torch.empty(len(asked), k, dtype=torch.float64, device=rows.device)
+    indices = torch.empty(len(asked), k, dtype=torch.int64, device=rows.device)
+    sure = torch.empty(len(asked), dtype=torch.bool, device=rows.device)
+    candidates = torch.empty(step, wanted, dtype=torch.float64, device=rows.device)
     for start in range(0, len(asked), step):
         x = asked[start : start + step]
         m = len(x)
@@ -720,13 +724,14 @@ def _search(rows, asked, own, k, wanted, dtype):
         value, place = members.topk(wanted, largest=False)
         index = place // group.shape[1] * groups + group.gather(1, place % group.shape[1])
         index = index.sort(1).values  # an order that the stable sort below keeps among equals
-        exact = torch.cat([_distances(*part, rows) for part in zip(x.split(block), index.split(block))])
-        exact, order = exact.sort(dim=1, stable=True)
+        for part, near, out in zip(x.split(block), index.split(block), candidates.split(block)):
+            out[: len(part)] = _distances(part, near, rows)
+        exact, order = candidates[:m].sort(dim=1, stable=True)
         norm = torch.linalg.vector_norm(centred, dim=1).square() / 2
         gap = value[:, -1] + norm - exact[:, k - 1].square() / 2  # from the k-th to the first that is no candidate
-        sure = (gap > rounding * (norm + table[:n, d].max())) | (wanted == n - (own is not None))
-        found.append((exact[:, :k], index.gather(1, order[:, :k]), sure))
-    return tuple(torch.cat(parts) for parts in zip(*found))
+        sure[start : start + m] = (gap > rounding * (norm + table[:n, d].max())) | (wanted == n - (own is not None))
+        distances[start : start + m], indices[start : start + m] = exact[:, :k], index.gather(1, order[:, :k])
+    return distances, indices, sure
 
 
 def _distances(asked, index, rows):
