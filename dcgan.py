@@ -21,7 +21,7 @@ Differs from the papers
 
 Measured (torch 2.14.1, one core of an Intel Xeon with bfloat16, seeds 0, 1, 2): `--dataset mnist --conditional --epochs 12`:
 a classifier reads 97.1, 97.5, 97.2 % of 10,000 samples as their label, FID 0.202 on its features (mean; real test images
-0.013), after 8 minutes; with `--arch dense`, Goodfellow's network, 76.1 % (mean) and 2.62 after 4.
+0.013), after 8 to 11 minutes; with `--arch dense`, Goodfellow's network, 76.1 % (mean) and 2.62 after 4.
 """
 
 import argparse

@@ -22,7 +22,7 @@ Differs from the papers
 - The rate of Adam falls linearly to a twentieth over --epochs; the gradient's norm is clipped (`--clip`).
 
 Measured (torch 2.14.1, one core of an Intel Xeon with bfloat16, seeds 0, 1, 2): `--dataset mnist --epochs 15`, T = 10, MNIST's
-10,000 test images: 95.5, 95.7, 95.7 nats (70.3 reconstruction, 25.3 KL) after 13 to 15 minutes (30 epochs, one seed, an AMD
+10,000 test images: 95.5, 95.7, 95.7 nats (70.3 reconstruction, 25.3 KL) after 8 to 15 minutes (30 epochs, one seed, an AMD
 EPYC: 92.2). With `--objective draw-gan --epochs 5` digits are legible each time, after 10 minutes; FID 7.27 on a classifier's
 features, DRAW 1.62. With --layer 2 --gamma 0.1 (1,200 updates, one seed, narrower first filters to write) the KL fell to
 nought and every sample was the same dotted blot.

@@ -185,7 +185,7 @@ def test_mmd_of_many_rows_has_float32_products_only_where_they_do():
 
 def test_nearest_keeps_nothing_between_its_blocks(monkeypatch):
     """Each block of candidates takes up to 25 MB. With small results kept between them `metrics.py dim` of CIFAR-10 grew to
-    23 GB with glibc 2.36 in some processes, as each new block found the freed ones' places a little too small."""
+    23 GB with glibc 2.36 in some processes: none of the freed blocks' places was taken again."""
     distances, kept = metrics._distances, []
 
     def watched(*args):
