@@ -237,11 +237,16 @@ def hidden_loss(h_real, h_fake):
 
 def build(args):
     """The bare modules {"G", "D"}, and "vae" unless noise is "plain", of a namespace with channels, size, z_dim,
-    classes, noise and posterior. Table II for 28 px, IV for 32, III for 64; InputError for other sizes."""
+    classes, noise, posterior and, if not the paper's, width. Table II for 28 px, IV for 32, III for 64; InputError for
+    other sizes, and for a width at 28 px."""
+    width = getattr(args, "width", None)
     if args.size == 28:
+        if width:
+            raise data.InputError("Table II's networks, of 28 px, have no --width")
         maps_G, maps_D, dense = [128, 128], [11, 74], 1024
     elif args.size in (32, 64):
-        maps_G, maps_D, dense = [512, 256, 128, 64], [64, 128, 256, 512], 0
+        maps_D, dense = [(width or 64) << i for i in range(4)], 0
+        maps_G = maps_D[::-1]
     else:
         raise data.InputError(f"the paper's tables have images of 28, 32 and 64 px, not {args.size}: choose a --size of those")
     nets = {"G": Generator(maps_G, args.channels, args.size, args.z_dim, args.classes),
@@ -458,6 +463,7 @@ def parse_args(argv=None):
     add("--posterior", choices=["sample", "mean"], default="sample", help="z' is drawn from q(z|x^), or is its mean")
     add("--lambda-hidden", type=weight, default=0.01, help="lambda_2, the weight of the hidden-space loss")
     add("--z-dim", type=metrics.count, default=128, help="length of the noise; the paper's is 128")
+    add("--width", type=metrics.count, help="maps at half the image's side, doubled at each halving, at 32 and 64 px; the paper's 64 if not given")
     add("--vae-iters", type=metrics.count, help="updates of the VAE before the game; three epochs if not given")
     add("--lr-vae", type=metrics.rate, default=1e-3, help="Adam's rate for the VAE")
     add("--accuracy-every", type=metrics.count, help="updates between two rows of accuracy.csv; an epoch if not given")

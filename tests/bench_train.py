@@ -11,12 +11,12 @@ line after every update, for which the device is waited for. `usual` below makes
 things and no other.
 
 Columns: ms an update and images/s of ours (the median over rounds), peak memory in GiB (resident, on CUDA allocated), how
-many times as fast as the usual loop, the share of the time that passes outside of the networks, their losses' backward
-pass and the optimisers, and the floor: the update's counted floating-point operations at the machine's matrix rate, as a
-share of the time taken. Then 10,000 samples, `--help`, and the time from the command to the first update, in seconds, and
-the kernels of an update: on CUDA its launches, on a CPU the calls of operators that compute, about one launch each, from
-which one may estimate what an update takes where launches are the limit. The part `memory` has a line of its own: GRAN's
-peak for T = 10, 20 and 40, and what a step more takes.
+many times as fast as the usual loop (by the medians; then the least and the most of a round), the share of the time that
+passes outside of the networks, their losses' backward pass and the optimisers, and the floor: the update's counted
+floating-point operations at the machine's matrix rate, as a share of the time taken. Then 10,000 samples, `--help`, and the
+time from the command to the first update, in seconds, and the kernels of an update: on CUDA its launches, on a CPU the calls
+of operators that compute, about one launch each, from which one may estimate what an update takes where launches are the
+limit. The part `memory` has a line of its own: GRAN's peak for T = 10, 20 and 40, and what a step more takes.
 """
 
 import argparse
@@ -280,8 +280,8 @@ def main():
 
     rate, dtype = matrix_rate(args.device, args.amp)
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; {dtype} products at {rate / 1e9:.0f} GFLOP/s")
-    print(f"{'':15} {'ms':>7} {'img/s':>7} {'GiB':>5} {'usual':>6} {'outside':>8} {'floor':>6} {'samples':>8} {'--help':>7} {'start':>6} {'kernels':>8}",
-          flush=True)  # fmt: skip
+    print(f"{'':15} {'ms':>7} {'img/s':>7} {'GiB':>5} {'usual':>6} {'least, most':>13} {'outside':>8} {'floor':>6} {'samples':>8} "
+          f"{'--help':>7} {'start':>6} {'kernels':>8}", flush=True)  # fmt: skip
     for part in args.part or [*PARTS, "memory"]:
         flags, dataset, per_line = PARTS.get(part, ("gran.py", None, 1))
         script, *flags = flags.split()
@@ -300,6 +300,7 @@ def main():
                     more = ["--no-amp"] if mode == "usual" else []
                     run = ["--iters", iters, "--out", f"{folder}/{mode}{turn}"]
                     times.append(timed_lines(mode, script, [*flags, *more, *run], per_line))
+            ratios = [theirs[0] / ours[0] for ours, theirs in zip(found["ours"], found["usual"])]
             ours, theirs = (statistics.median(row[0] for row in found[mode]) for mode in ("ours", "usual"))
             batch_size = json.loads(Path(folder, "ours0", "args.json").read_text())["batch_size"]
             lines = ["--iters", str(4 * per_line), "--log-every", str(per_line)]
@@ -316,7 +317,8 @@ def main():
         began = time.perf_counter()
         subprocess.run([sys.executable, ROOT / script, "--help"], stdout=subprocess.DEVNULL, check=True)
         start = time.perf_counter() - began
-        print(f"{part:15} {1000 * ours:7.1f} {batch_size / ours:7.0f} {found['ours'][0][2]:5.2f} {theirs / ours:6.2f} {outside:8.1%} "
+        print(f"{part:15} {1000 * ours:7.1f} {batch_size / ours:7.0f} {found['ours'][0][2]:5.2f} {theirs / ours:6.2f} "
+              f"{min(ratios):5.2f} to {max(ratios):5.2f} {outside:8.1%} "
               f"{flops / rate / ours:6.0%} {sampling:8.1f} {start:7.1f} {min(row[1] for row in found['ours']):6.1f} {kernels:8}",
               flush=True)  # fmt: skip
 

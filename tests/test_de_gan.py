@@ -98,6 +98,16 @@ def test_tables_3_and_4(size, base):
                                 + flat + 1)
 
 
+def test_width():
+    """The same chain of kernels from another start; Table II, of 28 px, is as printed."""
+    with torch.device("meta"):
+        nets = de_gan.build(namespace(channels=3, size=32, width=10))
+        assert shapes(nets["G"], torch.zeros(5, 128)) == [(1024,), (80 * 4,), (40, 4, 4), (20, 8, 8), (10, 16, 16), (3, 32, 32)]
+        assert shapes(nets["D"], torch.zeros(5, 3, 32, 32)) == [(10, 16, 16), (20, 8, 8), (40, 4, 4), (80, 2, 2), (1,)]
+    with pytest.raises(data.InputError, match="--width"):
+        de_gan.build(namespace(width=10))
+
+
 def test_other_sizes_are_refused():
     with pytest.raises(data.InputError, match="--size"):
         de_gan.build(namespace(size=48))
