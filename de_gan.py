@@ -239,7 +239,7 @@ def build(args):
     """The bare modules {"G", "D"}, and "vae" unless noise is "plain", of a namespace with channels, size, z_dim,
     classes, noise, posterior and, if not the paper's, width. Table II for 28 px, IV for 32, III for 64; InputError for
     other sizes, and for a width at 28 px."""
-    width = getattr(args, "width", None)
+    width = args.width if hasattr(args, "width") else None       # older runs have none
     if args.size == 28:
         if width:
             raise data.InputError("Table II's networks, of 28 px, have no --width")
