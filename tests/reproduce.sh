@@ -110,20 +110,27 @@ first() {  # the README's command, on the embedded digits
     train first gran.py --steps 5
 }
 
-gran() {  # GRAN: Tables 2 to 4 and the figures of samples, steps and neighbours, in each run's folder; three seeds
+gran() {  # GRAN: Tables 2 and 4 and the figures of samples, steps and neighbours, in each run's folder; three seeds
     local seed T
     for seed in 0 1 2; do
         for T in 5 3 1; do train gran$T-$seed gran.py $mnist --steps $T --epochs 6 --seed $seed; done
     done
-    train dvae-0 vae.py $mnist --objective dvae
-    train draw-0 draw_gan.py $mnist --epochs 15
     for seed in 0 1 2; do
         measure gran-table2-$seed gam runs/gran{1,3,5}-$seed
         measure gran-table4-$seed gam runs/gran5-$seed{,@7,@9}
         measure gran-$seed eval runs/gran{1,3,5}-$seed
     done
-    measure gran-table3 gam runs/gran{1,3}-0 runs/dvae-0 runs/draw-0
     spread gran gran
+}
+
+table3() {  # GRAN: Table 3, opponents without a discriminator, three seeds
+    local seed T
+    for seed in 0 1 2; do
+        for T in 3 1; do train gran$T-$seed gran.py $mnist --steps $T --epochs 6 --seed $seed; done
+        train dvae-$seed vae.py $mnist --objective dvae --seed $seed
+        train draw-$seed draw_gan.py $mnist --epochs 15 --seed $seed
+    done
+    for seed in 0 1 2; do measure gran-table3-$seed gam runs/{gran1,gran3,dvae,draw}-$seed; done
 }
 
 noise() {  # GRAN: one noise for all steps against a noise for each (Figures 11, 12, 29), three seeds
@@ -203,9 +210,11 @@ table1() {  # DE-GAN: Tables I, V and VI, three seeds
     spread de_gan-tables de_gan-tables
 }
 
-wgan() {  # Table V's WGAN, of one seed: it takes half an hour of a core
-    train wgan-labels-0 dcgan.py $mnist --conditional --objective wgan --epochs 32
-    measure de_gan-wgan eval runs/wgan-labels-0
+wgan() {  # Table V's WGAN, three seeds: each takes half an hour of a core
+    local seed
+    for seed in 0 1 2; do train wgan-labels-$seed dcgan.py $mnist --conditional --objective wgan --epochs 32 --seed $seed; done
+    for seed in 0 1 2; do measure de_gan-wgan-$seed eval runs/wgan-labels-$seed; done
+    spread de_gan-wgan de_gan-wgan
 }
 
 tournament() {  # every pair of the adversarial models, DCGAN and DE-GAN without labels
@@ -311,7 +320,7 @@ for path in sys.argv[1:]:  # grey pictures as grey: half the bytes
 EOF
 }
 
-parts=${*:-first gran noise draw dcrw table1 wgan tournament convergence table7 telugu faces slides precision cifar10 assets}
+parts=${*:-first gran table3 noise draw dcrw table1 wgan tournament convergence table7 telugu faces slides precision cifar10 assets}
 for pass in 1 2; do
     for part in $parts; do $part; done
     finish
