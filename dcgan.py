@@ -334,6 +334,8 @@ def parse_args(argv=None):
             parser.error(f"--{name} does not go with this: see its help and --explore")
     if args.resume:
         return metrics.resumed_args(parser, argv, "dcgan", free={"seed"} if args.explore else ())
+    if args.batch_size == 1:
+        parser.error("--batch-size 1: batch normalisation takes two images at least")
     if args.dataset in data.DATASETS:
         args.channels, side = data.DATASETS[args.dataset]
         args.size = args.size or side
@@ -446,12 +448,12 @@ def train(args):
                 log.writerow([step, *(f"{mean:.4f}" for mean in means), f"{rate:.0f}"])
                 sums, printed, since = 0, step, time.perf_counter()
             if step % args.sample_every == 0 or ends:
-                if not stopping:
+                if step == total or not stopping:
                     draw_pictures(nets, args, folder, step)
                 metrics.save_run(folder, "dcgan", kept, step, nets, optimisers)
             if ends:
                 break
-    if stopping:
+    if step < total:
         print(f"stopped; go on with: python dcgan.py --resume {folder}")
         sys.exit(130)
     print(f"done: samples and checkpoint.pt are in {folder}")

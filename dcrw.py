@@ -12,6 +12,9 @@ Differs from the paper
 - Table I's L_z of 1.5 nats cannot code a digit (ten of them take 2.3). One noise tensor shared by all T steps makes such
   losses, since z_1 - z_2 then carries information at no cost: `--noise once` shows it, and is no bound.
 - Pixels and filters are counted from 1, so that a glimpse sits where its centre says.
+- Eq. 9 gives h_dec to the CNN; here it joins the CNN's maps, since it has no place in an image. Eq. 15 prints four attention
+  parameters; here they are five, and eq. 23 writes as DRAW does, since as printed it reads once more.
+- Section III-B calls p(x | c_T) Gaussian, section IV trains on cross-entropy; so here (eq. 25 of grey values).
 - Read and write have layers of their own for their attention parameters. The canvas and the LSTM start from values that
   are learned. Max pooling comes before ReLU, which gives the same numbers sooner. The gradient's norm is clipped at 5.
 - The paper prints neither the length of z_t, nor batch size, rate or number of epochs: see the defaults.
@@ -37,6 +40,7 @@ from torch import nn
 import data
 import metrics
 
+# The attention's numbers of equations are those of the DRAW paper, down to `write`; from `DCRW` on they are this paper's.
 # Shapes: B batch, T drawing steps, Z length of z, H of h, C x S x S an image, N x N a glimpse of it or a patch for it.
 
 
@@ -126,11 +130,16 @@ class DCRW(nn.Module):
             r = read(torch.cat([x, error], 1), *window)                # eq. 8, (B, 2C, N, N)
             h_enc = torch.cat([self.cnn(r), h], 1)                     # eq. 9
             mu, log_sigma = self.q(h_enc).float().chunk(2, 1)          # eqs. 5 and 6
-            h, s = self.rnn(mu + log_sigma.exp() * eps, (h, s))        # eqs. 10 and 11
+            h, s = self.decode(mu + log_sigma.exp() * eps, h, s)       # eqs. 10 and 11
             c = c + self.update(h)                                     # eq. 12
             canvases.append(c)
             q.append((mu, log_sigma))
         return (torch.stack(canvases) if every_step else c), *map(torch.stack, zip(*q))
+
+    def decode(self, z, h, s):
+        """A step of the LSTM, z (B, Z), output and cell (B, H) to both anew, in float32: autocast on CUDA would round the cell."""
+        with torch.autocast(z.device.type, enabled=False):
+            return self.rnn(z, (h, s))
 
     def update(self, h):
         """What h (B, H) writes on the canvas, (B, C, S, S) (eqs. 22 and 23)."""
@@ -142,7 +151,7 @@ class DCRW(nn.Module):
         h, s = self.h_0[:, None].expand(-1, z.shape[1], -1)
         states = []
         for z_t in z:
-            h, s = self.rnn(z_t, (h, s))                               # eqs. 11 and 31
+            h, s = self.decode(z_t, h, s)                              # eqs. 11 and 31
             states.append(h)
         return self.update(torch.cat(states)).unflatten(0, z.shape[:2])
 
@@ -226,6 +235,14 @@ def draw_losses(folder):
     names = {"l_x": "L_x", "l_z": "L_z", "test_l_x": "L_x, held out", "test_l_z": "L_z, held out"}
     curves = {name: [(int(row["step"]), max(float(row[key]), 0.1)) for row in rows if row[key]] for key, name in names.items()}
     metrics.draw_curves(curves, folder / "losses.png", "nats an image (none drawn below 0.1) over the updates", log="y")
+
+
+def print_bound(nets, args, images):
+    """Two printed lines: L_x and L_z of held-out images (n, C, S, S), uint8, and L_z of each step."""
+    l_x, l_z, each = bound(nets, images, args.batch_size)
+    print(f"held-out, {len(images)} images: L_x {l_x:.2f} + L_z {l_z:.2f} = {l_x + l_z:.2f} nats"
+          + (", no bound: one noise for all steps" if args.noise == "once" else ""))
+    print("L_z by step: " + " ".join(f"{value:.2f}" for value in each))
 
 
 def side_or_none(text):
@@ -336,24 +353,22 @@ def train(args):
                 print(f"step {step:6}/{total} | L_x {means[0]:.2f} L_z {means[1]:.2f} | {rate:.0f} img/s"
                       f" | {left // 60}:{left % 60:02} left", flush=True)
                 tests = ["", ""]
-                if step % args.sample_every == 0 and not stopping:
+                if step % args.sample_every == 0 and (step == total or not stopping):
                     tests = [f"{value:.4f}" for value in bound(nets, held_out[:1000], args.batch_size)[:2]]
                 log.writerow([step, *(f"{mean:.4f}" for mean in means), *tests, f"{rate:.0f}"])
                 sums, printed, since = 0, step, time.perf_counter()
             if step % args.sample_every == 0 or ends:
-                if not stopping:
+                if step == total or not stopping:
                     draw_pictures(nets, args, held_out, folder, step)
+                if step == total:                                      # before the checkpoint, with which the run is whole
+                    draw_losses(folder)
+                    print_bound(nets, args, held_out)
                 metrics.save_run(folder, "dcrw", kept, step, nets, optimisers)
             if ends:
                 break
-    if stopping:
+    if step < total:
         print(f"stopped; go on with: python dcrw.py --resume {folder}")
         sys.exit(130)
-    draw_losses(folder)
-    l_x, l_z, each = bound(nets, held_out, args.batch_size)
-    print(f"held-out, {len(held_out)} images: L_x {l_x:.2f} + L_z {l_z:.2f} = {l_x + l_z:.2f} nats"
-          + (", no bound: one noise for all steps" if args.noise == "once" else ""))
-    print("L_z by step: " + " ".join(f"{value:.2f}" for value in each))
     print(f"done: samples, steps.png, steps.gif, times.png, reconstructions.png, losses.png and checkpoint.pt are in {folder}")
 
 

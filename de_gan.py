@@ -472,6 +472,8 @@ def parse_args(argv=None):
         return metrics.resumed_args(parser, argv, "de_gan", free={"accuracy_every"})
     if args.sample:
         parser.error("--sample draws from a trained run: name it with --resume RUN")
+    if args.batch_size == 1:
+        parser.error("--batch-size 1: batch normalisation takes two images at least")
     if args.dataset in data.DATASETS:
         args.channels, side = data.DATASETS[args.dataset]
         args.size = args.size or side
@@ -566,24 +568,23 @@ def train(args):
                 print(f"step {step:6}/{total} | {accuracy:.1%} of 2,000 samples read as their label, rdd {diversity:.3f}")
                 curve.writerow([step, step - args.vae_iters, f"{accuracy:.4f}", f"{diversity:.4f}"])
             if step % args.sample_every == 0 or step == args.vae_iters or ends:
-                if game and not stopping:
-                    draw_pictures(nets, args, folder, step)
-                elif not stopping:
-                    draw_vae(nets, x, folder)
+                if step == total or not stopping:
+                    draw_pictures(nets, args, folder, step) if game else draw_vae(nets, x, folder)
+                if step == total and game:                       # before the checkpoint, with which the run is whole
+                    draw_lines(nets, args, folder)
+                    draw_plane(nets, folder)
+                    draw_nearest(nets, args, images, folder)
+                    draw_losses(folder)
                 metrics.save_run(folder, "de_gan", kept, step, nets, optimisers)
             if ends:
                 break
-    if stopping:
+    if step < total:
         print(f"stopped; go on with: python de_gan.py --resume {folder}")
         sys.exit(130)
     if not game:
         print(f"done, but all {step} updates were the VAE's: vae.png and checkpoint.pt are in {folder}; the game begins "
               f"after update {args.vae_iters}: python de_gan.py --resume {folder} --iters {args.vae_iters + 1000}")
         return
-    draw_lines(nets, args, folder)
-    draw_plane(nets, folder)
-    draw_nearest(nets, args, images, folder)
-    draw_losses(folder)
     print(f"done: samples, interpolation, noise, nearest and losses.png, log.csv and checkpoint.pt are in {folder}")
 
 

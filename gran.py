@@ -249,14 +249,14 @@ def draw_pictures(nets, args, folder, step):
 
 
 def draw_nearest(nets, args, images, folder):
-    """nearest.png (Figures 7, 8, 24): a sample at the left of each row, then its seven nearest training images."""
+    """nearest.png (Figures 7, 8, 24): sixteen samples, each at the left of its row, then its seven nearest training images."""
     from torchvision.utils import save_image
 
     images = images[: 2**28 // images[0].numel()]  # a GiB of floats at most
     drawn = sample(nets, 16, generator=torch.Generator().manual_seed(args.seed), batch_size=args.batch_size).cpu()
-    _, indices = metrics.nearest(images, 7, queries=drawn * 255)
-    rows = torch.cat([drawn[:, None], images[indices.flatten()].unflatten(0, (16, 7)) / 255], 1)
-    save_image(rows.flatten(0, 1), folder / "nearest.png", nrow=16)
+    _, indices = metrics.nearest(images, min(7, len(images)), queries=drawn * 255)
+    rows = torch.cat([drawn[:, None], images[indices] / 255], 1)
+    save_image(rows.flatten(0, 1), folder / "nearest.png", nrow=rows.shape[1])
 
 
 def parse_args(argv=None):
@@ -270,7 +270,7 @@ def parse_args(argv=None):
     add("--sample", type=metrics.count, metavar="N", help="only draw N images of the run given by --resume, into --out")
     add("--seed", type=metrics.seed, default=0, help="of weights, batches and latents")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
-    add("--epochs", type=metrics.count, help="times through the data; 15, for digits 4, if not given; the paper's took 15 to 70")
+    add("--epochs", type=metrics.count, help="times through the data; 15, for digits 4, if not given; the authors' checkpoints took 15 to 70")
     add("--iters", type=metrics.count, help="stop after this many updates; takes the place of --epochs")
     add("--batch-size", type=metrics.count, default=100, help="the paper's is 100")
     add("--lr-g", type=metrics.rate, help="Adam's rate for G; the authors' 1e-4 with CIFAR-10's networks, else 2e-4, if not given")
@@ -288,6 +288,8 @@ def parse_args(argv=None):
         return metrics.resumed_args(parser, argv, "gran", free={"steps"} if args.sample else ())
     if args.sample:
         parser.error("--sample draws from a trained run: name it with --resume RUN")
+    if args.batch_size == 1:
+        parser.error("--batch-size 1: batch normalisation takes two images at least")
     if args.dataset in data.DATASETS:
         args.channels, side = data.DATASETS[args.dataset]
         args.size = args.size or side
@@ -374,15 +376,16 @@ def train(args):
                 log.writerow([step, *(f"{mean:.4f}" for mean in means), f"{rate:.0f}"])
                 sums, printed, since = 0, step, time.perf_counter()
             if step % args.sample_every == 0 or ends:
-                if not stopping:
+                if step == total or not stopping:
                     draw_pictures(nets, args, folder, step)
+                if step == total:                                # before the checkpoint, with which the run is whole
+                    draw_nearest(nets, args, images, folder)
                 metrics.save_run(folder, "gran", kept, step, nets, optimisers)
             if ends:
                 break
-    if stopping:
+    if step < total:
         print(f"stopped; go on with: python gran.py --resume {folder}")
         sys.exit(130)
-    draw_nearest(nets, args, images, folder)
     print(f"done: samples, steps.png, steps.gif, nearest.png and checkpoint.pt are in {folder}")
 
 

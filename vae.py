@@ -436,16 +436,16 @@ def train(args):
                 log.writerow(row)
                 sums, printed, since = 0, step, time.perf_counter()
             if step % args.sample_every == 0 or ends:
-                if not stopping:
+                if step == total or not stopping:
                     draw_pictures(nets, args, test_images, test_labels, folder, step)
+                if step == total and args.z_dim == 2:                # before the checkpoint, with which the run is whole
+                    draw_latent_maps(nets, args, test_images, test_labels, folder)
                 metrics.save_run(folder, "vae", kept, step, nets, optimisers)
             if ends:
                 break
-    if stopping:
+    if step < total:
         print(f"stopped; go on with: python vae.py --resume {folder}")
         sys.exit(130)
-    if args.z_dim == 2:
-        draw_latent_maps(nets, args, test_images, test_labels, folder)
     print(f"held-out bound {sum(test):.2f} nats per image: reconstruction {test[0]:.2f} + KL {test[1]:.2f}, over "
           f"{len(test_images)} images")
     print(f"done: samples, reconstructions{', latent-*.png' if args.z_dim == 2 else ''} and checkpoint.pt are in {folder}")

@@ -143,13 +143,6 @@ def test_imports_keep_the_rooms_apart(name):
     assert imported - set(sys.stdlib_module_names) <= ours | {"torch", "torchvision", "numpy", "scipy", "PIL"}
 
 
-def test_attention_is_the_same_code_in_both_scripts():
-    names = ("window", "filterbank", "read", "write")
-    both = [{node.name: ast.dump(node) for node in tree_of(script).body if getattr(node, "name", "") in names}
-            for script in ("draw_gan", "dcrw")]  # fmt: skip
-    assert set(both[0]) == set(names) and both[0] == both[1]
-
-
 def test_imports_do_nothing_visible(tmp_path):
     """No output, warnings, seeds, files, parsing or CUDA context; in a folder of their own, with data and metrics alone."""
     for name in (*SCRIPTS, "data", "metrics"):
@@ -343,6 +336,34 @@ def test_resume_is_exact(script, more, pictures, tmp_path, monkeypatch):
     assert not [file for file in whole if not same(whole[file], stopped[file])]
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_that_is_stopped_as_it_ends_is_whole(script, pictures, tmp_path, monkeypatch):
+    """A Ctrl-C in the last update comes too late; a run killed once its last checkpoint stands lacks nothing."""
+    more = ["--z-dim", "2"] if script == "vae" else []  # it has maps of its plane then
+    train(script, pictures, tmp_path / "whole", *more)
+    whole, serve, save = contents(tmp_path / "whole"), data.batches, metrics.save_run
+
+    def ctrl_c(*args, **options):
+        for step, batch in enumerate(serve(*args, **options), 1):
+            if step == 2:
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    def killed(folder, name, args, step, *parts):
+        save(folder, name, args, step, *parts)
+        if step == 2:
+            raise OSError("killed")
+
+    for name, place, instead in (("stopped", (data, "batches"), ctrl_c), ("killed", (metrics, "save_run"), killed)):
+        with monkeypatch.context() as patch:
+            patch.setattr(*place, instead)
+            common = ["--dataset", pictures, "--data-dir", pictures.parent, "--out", tmp_path / name, "--device", "cpu"]
+            status, _, err = call(script, *common, "--batch-size", 6, "--iters", 2, *SMALL[script], *more)
+        assert (status, "killed" in err) == ((2, True) if name == "killed" else (0, False)), err
+        ended = contents(tmp_path / name)
+        assert ended.keys() == whole.keys() and not [file for file in whole if not same(whole[file], ended[file])]
+
+
 @pytest.mark.parametrize("script, more", [("gran", ""), ("draw_gan", "--objective draw-gan"), ("dcrw", ""), ("dcgan", ""),
                                           ("dcgan", "--objective wgan"), ("vae", "--objective aae"),
                                           ("de_gan", "--noise decoder-encoder --vae-iters 1")])
@@ -397,7 +418,7 @@ def test_a_script_copied_alone_trains_draws_and_is_measured(script, pictures, tm
     assert [row["name"] for row in json.loads(Path("eval.json").read_text())["rows"]] == ["real test images", "a", "drawn"]
     status, out, err = call("metrics", "gam", "a", "b", "--n", 6, "--device", "cpu")
     if script in ("gran", "de_gan", "dcgan"):
-        assert status == 0 and "wins: a " in out
+        assert status == 0 and re.search(r"wins: .*\ba \d", out)
     else:  # no discriminator of images, so no battle
         assert status == 2 and "has a discriminator" in err.splitlines()[-1]
 
