@@ -178,6 +178,17 @@ def test_noise_once_is_one_draw():
     assert noise[0].std() > 0.5
 
 
+@pytest.mark.parametrize("read", [3, None])
+def test_the_lstm_stays_out_of_autocast(read):
+    """On CUDA autocast hands an LSTM cell bfloat16 states; on a CPU it does not, so what is asked is whether it is on."""
+    net, inside = small(read), []
+    net.rnn.register_forward_pre_hook(lambda module, inputs: inside.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", torch.bfloat16):
+        net(torch.rand(2, 1, 6, 6), net.draw_noise(2))
+        assert torch.is_autocast_enabled("cpu")
+    assert inside == [False] * net.steps
+
+
 def test_without_attention_the_encoder_looks_once_and_its_kl_counts_every_step():
     net = small(None, steps=5)
     x, looks = torch.rand(6, 1, 6, 6), []

@@ -257,10 +257,11 @@ def test_wrong_flags_are_refused(script, argv):
 
 
 @pytest.mark.parametrize("script, argv", [(script, "--steps 0") for script in RECURRENT]
+    + [(script, "--batch-size 1") for script in ("gran", "de_gan", "dcgan")]
     + [(script, f"--lr {rate}") for script in ("dcrw", "vae") for rate in ("0", "nan", "inf", "-1", "fast")]
     + [(script, f"--lr-{net} {rate}") for script in ("gran", "draw_gan", "de_gan", "dcgan") for net in "gd" for rate in (0, "nan")]
 )  # fmt: skip
-def test_steps_and_rates_must_be_above_nought(script, argv):
+def test_numbers_that_do_not_serve_are_refused(script, argv):
     assert argv.split()[0] in refused(script, *argv.split())
 
 
