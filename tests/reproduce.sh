@@ -254,7 +254,7 @@ for name in sys.argv[1:]:
 EOF
 }
 
-faces() {  # DE-GAN where the paper has CelebA: Table I, Figures 4c, 7, 8
+faces() {  # DE-GAN where the paper has CelebA: Table I, Figures 4, 7, 8
     train de_gan-faces de_gan.py --dataset faces --epochs 4
     measure dim-faces dim --dataset faces --n 10000 --k 20 100 1000 --out results/dim-faces.png
 }

@@ -1,6 +1,7 @@
 """What all the scripts promise alike: flags, run folders, exact resume, compilation, bad input, kills; the longest file of the tests."""
 
 import ast
+import builtins
 import contextlib
 import csv
 import importlib
@@ -12,6 +13,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import symtable
 import sys
 import zipfile
 import zlib
@@ -141,6 +143,27 @@ def test_imports_keep_the_rooms_apart(name):
             imported.add(node.module.split(".")[0])
     ours = {"data": set(), "metrics": {"data"}}.get(name, {"data", "metrics"})
     assert imported - set(sys.stdlib_module_names) <= ours | {"torch", "torchvision", "numpy", "scipy", "PIL"}
+
+
+def test_readmes_parts_need_what_it_says():
+    """Each row of its table of parts to copy: the names that its functions and classes use and do not bring themselves."""
+    table = (ROOT / "README.md").read_text().split("| you want | take | it needs |")[1].split("\n\n")[0]
+    attention, rows = [], re.findall(r"^\|[^|]*\| `(\w+)\.py`: (.*) \| (.*) \|$", table, re.MULTILINE)
+    assert len(rows) == 8
+    for script, take, needs in rows:
+        names = {*re.findall(r"`(\w+)`", take), *(attention if take.startswith(("these", "the same four")) else [])}
+        attention = attention or (names if "filterbank" in names else [])
+        source = (ROOT / f"{script}.py").read_text()
+        nodes = [node for node in ast.parse(source).body if getattr(node, "name", None) in names]
+        assert {node.name for node in nodes} == names
+        tables = [symtable.symtable(ast.unparse(node), script, "exec") for node in nodes]
+        used = set()
+        for scope in tables:  # and the scopes within, as they are found
+            tables += scope.get_children()
+            outer = scope.get_type() == "module"
+            used |= {name.get_name() for name in scope.get_symbols()
+                     if name.is_global() or (outer and name.is_referenced() and not name.is_assigned())}
+        assert used - names - set(dir(builtins)) == set(re.findall(r"`(\w+)`", needs)), take
 
 
 def test_imports_do_nothing_visible(tmp_path):
