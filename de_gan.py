@@ -422,10 +422,17 @@ def tell_dimension(images, z_dim, n=2000):
 
 def legible(nets, args, classifier, images, labels, n=2000):
     """-> (accuracy, rdd) of n samples, labels in turn: the share that the classifier reads as its label (Figure 6), and
-    the diversity relative to 10,000 of the training images, averaged over classes (Table VI; 1 is ideal)."""
+    the diversity relative to 10,000 of the training images, averaged over classes (Table VI; 1 is ideal).
+
+    A class needs two samples and two training images that differ to count; where none has them, rdd is nan.
+    """
     y = torch.arange(n) % args.classes
     x = sample(nets, n, y, torch.Generator().manual_seed(args.seed + 1), args.batch_size).cpu()
-    return metrics.test_accuracy(classifier, x, y), metrics.rdd(x, images[:10000] / 255, y, labels[:10000])["mean"]
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:10_000]  # folders lie class by class
+    images, labels = images[chosen], labels[chosen]
+    pairs = ((x[y == label], images[labels == label]) for label in labels.unique())
+    ratios = [metrics.rdd(own, real / 255)["mean"] for own, real in pairs if len(own) > 1 and (real != real[0]).any()]
+    return metrics.test_accuracy(classifier, x, y), sum(ratios) / len(ratios) if ratios else math.nan
 
 
 COLUMNS = ["loss_d", "loss_g", "hidden", "d_real", "d_fake"]  # of log.csv, in the order that `play` returns
