@@ -310,11 +310,13 @@ def test_samples(noise):
 
 
 def test_plane():
-    """The variances along the two axes are the two largest eigenvalues of the covariance."""
+    """The variances along the two axes are the two largest eigenvalues of the covariance; of one number, it and nought."""
     x = torch.randn(500, 6, dtype=torch.float64) * torch.tensor([1.0, 5, 2, 3, 1, 1]) + 10
     flat = de_gan.plane(x)
     expected = torch.linalg.eigvalsh(torch.cov(x.T)).flip(0)[:2]
     torch.testing.assert_close(torch.cov(flat.T), torch.diag(expected), atol=1e-9, rtol=1e-6)
+    line = de_gan.plane(x[:, :1])
+    torch.testing.assert_close(line.abs(), torch.cat([(x[:, :1] - x[:, :1].mean()).abs(), torch.zeros(500, 1)], 1))
 
 
 class Halves(nn.Module):
@@ -381,7 +383,7 @@ def test_the_last_column_is_the_training_image_nearest_to_the_one_before(tmp_pat
     nn.init.normal_(to_image.weight)                                                  # samples far apart
     labels = torch.arange(10).repeat_interleave(8) % 2 if classes else None           # a label to a row
     drawn = de_gan.sample(nets, 80, labels, torch.Generator().manual_seed(0)).mul(255).round().byte()
-    de_gan.draw_nearest(nets, args, drawn.flip(0), tmp_path)
+    de_gan.draw_nearest(nets, args, drawn.flip(0), tmp_path, most=17 * 784 + 1)       # in five parts
     grid = pil_to_tensor(Image.open(tmp_path / "nearest.png"))[0]
     rows = grid[:300, :270].unfold(0, 30, 30).unfold(1, 30, 30)[:, :, 2:, 2:]         # (10, 9, 28, 28), 2 px between
     drawn = drawn.view(10, 8, 28, 28)
@@ -396,6 +398,13 @@ def test_losses_are_drawn_from_the_log(tmp_path):
     with Image.open(tmp_path / "losses.png") as image:
         for at, colour in {(330, 205): "navy", (600, 50): "navy", (330, 50): "firebrick", (600, 360): "firebrick"}.items():
             assert image.getpixel(at) == ImageColor.getrgb(colour)
+
+
+@pytest.mark.parametrize("flags, drawn", [(["--vae-iters", "1", "--z-dim", "1"], True), (["--noise", "plain"], False)])
+def test_the_plane_is_drawn_of_what_the_decoder_encoder_makes(folder, tmp_path, flags, drawn, capsys):
+    """Also of a z of one number; without the decoder-encoder there is no before and after."""
+    run(folder, tmp_path / "run", *flags, "--iters", "2")
+    assert (tmp_path / "run/noise.png").exists() == ("noise, nearest" in capsys.readouterr().out) == drawn
 
 
 @pytest.mark.parametrize("vae_iters", [9, 4, 2])
