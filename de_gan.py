@@ -474,7 +474,8 @@ def parse_args(argv=None):
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks; as CUDA graphs on a GPU")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the device is fast at it if not given")
     add("--conditional", action=argparse.BooleanOptionalAction, default=False, help="G and D read labels, as on MNIST")
-    add("--noise", choices=["decoder-encoder", "plain"], default="decoder-encoder", help="G's input: z', or N(0, I), with --lambda-hidden 0 the paper's baseline")
+    add("--noise", choices=["decoder-encoder", "plain"], default="decoder-encoder",
+        help="G's input: z', or N(0, I), with --lambda-hidden 0 the paper's baseline")
     add("--posterior", choices=["sample", "mean"], default="sample", help="z' is drawn from q(z|x^), or is its mean")
     add("--lambda-hidden", type=weight, default=0.01, help="lambda_2, the weight of the hidden-space loss; 0 leaves it out")
     add("--z-dim", type=metrics.count, default=128, help="length of the noise; the paper's is 128")
