@@ -362,15 +362,22 @@ def main(argv=None):
         sys.exit(130)
 
 
+def load_training(args):
+    """Training images and their labels; InputError where they do not fit the run args.resume."""
+    images, labels = data.load(args.dataset, args.data_dir, size=args.size)
+    classes = int(labels.max()) + 1 if args.conditional else 0
+    if args.resume and (*images.shape[1:], classes) != (args.channels, args.size, args.size, args.classes):
+        raise data.InputError(f"{args.dataset} has images of {tuple(images.shape[1:])} and {classes} classes, the run "
+                              f"{args.resume} {(args.channels, args.size, args.size)} and {args.classes}")
+    return images, labels
+
+
 def train(args):
     wgan = args.objective == "wgan"
     name = "wgan" if wgan else "dcgan" if args.arch == "conv" else "gan"
     folder = metrics.run_folder(args, f"runs/{name}-{Path(args.dataset).name}")
     device = metrics.device_of(args.device)
-    images, labels = data.load(args.dataset, args.data_dir, size=args.size)
-    if args.resume and images.shape[1:] != (args.channels, args.size, args.size):
-        raise data.InputError(f"{args.dataset} has images of {tuple(images.shape[1:])}, the run {args.resume} was "
-                              f"trained on {(args.channels, args.size, args.size)}")
+    images, labels = load_training(args)
     args.channels, args.size = images.shape[1:3]
     args.classes = int(labels.max()) + 1 if args.conditional else 0
     if args.classes == 1:
@@ -433,7 +440,7 @@ def train(args):
             opt_G.step()
             D.requires_grad_(True)
 
-            spread = fake.detach().var(0).sum() / x.var(0).sum()           # of the pictures; far below 1: G has collapsed
+            spread = fake.detach().var(0).sum() / x.var(0).sum().clamp(min=1e-12)  # of the pictures; far below 1: G has collapsed
             sums = sums + torch.stack([loss_D, loss_G, shown(real_score).mean(), shown(fake_score).mean(), spread]).detach()
             ends = step == total or stopping
             if step % args.log_every == 0 or step % args.sample_every == 0 or ends:
@@ -473,8 +480,7 @@ def explore(args):
     if args.explore in ("arithmetic", "forget", "features") and args.conditional:
         raise data.InputError(f"--explore {args.explore} asks what is learnt without labels: train without --conditional, "
                               f"{args.resume} was given them")
-    folder = Path(args.resume)
-    folder = (folder if folder.is_dir() else folder.parent) / "explore"
+    folder = Path(args.resume) / "explore"
     folder.mkdir(exist_ok=True)
     torch.manual_seed(args.seed)
     globals()[args.explore](args, run, folder)
@@ -516,8 +522,9 @@ def draw(run, z, labels=None, layer=0, edit=None):
 def read_latents(path, rows, z_dim):
     """The first `rows` latents (or all, for None) of a .npy file of (n, Z) numbers; InputError if it has fewer, or another Z."""
     try:
-        z = torch.from_numpy(np.load(path).astype(np.float32))
-    except (OSError, ValueError, EOFError) as error:
+        with open(path, "rb") as file:
+            z = torch.from_numpy(np.lib.format.read_array(file).astype(np.float32))
+    except (OSError, ValueError, TypeError) as error:
         raise data.InputError(f"--latents {path} cannot be read as a .npy file of numbers: {error}") from error
     if z.ndim != 2 or len(z) < (rows or 2) or z.shape[1] != z_dim:
         raise data.InputError(f"--latents {path} is {tuple(z.shape)}, not at least {rows or 2} rows of {z_dim}")
@@ -567,7 +574,7 @@ class Reader(nn.Module):
 
 def teach_reader(args, run):
     """(Reader, images, attributes) of the run's training images; prints how well it reads a tenth that it was not taught."""
-    images, labels = data.load(args.dataset, args.data_dir, size=args.size)
+    images, labels = load_training(args)
     attributes = read_attributes(args.attributes, len(images)) if args.attributes else attributes_of(args, labels)
     reader = Reader(args.channels, {name: int(value.max()) + 1 for name, value in attributes.items()}).to(run.device)
     optimiser = torch.optim.Adam(reader.parameters(), lr=2e-3)
@@ -738,6 +745,9 @@ def forget(args, run, folder, drawn=2000):
         raise data.InputError("--concepts: forget takes one NAME=VALUE")
     ((name, value),) = concept.items()
     has = attributes[name] == value
+    if has.all() or not has.any():
+        raise data.InputError(f"--concepts: {has.sum()} of {len(has)} training images have {name}={value}: forget takes what "
+                              "some have and some have not")
     box = find_box(images[has][:5000] / 255, images[~has][:5000] / 255)
 
     G, maps = run.nets["G"], []
@@ -850,13 +860,14 @@ def discriminators(args, run, images, labels):
 def filters(args, run, folder):
     """For the first 6 features of D's last layer, the images that excite them most and below them the guided gradients:
     a random D to the left, the trained one to the right."""
+    taught = load_training(args)
     images, labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
     images, labels = (images[:2000] / 255).to(run.device), labels[:2000].to(run.device) if args.classes else None
     rows = [[] for _ in range(12)]
-    for D in discriminators(args, run, *data.load(args.dataset, args.data_dir, size=args.size)):
+    for D in discriminators(args, run, *taught):
         with torch.no_grad():
             responses = D.activations(images, labels)[-1][:, :6].amax((2, 3))                # (n, 6)
-        for feature, best in enumerate(responses.topk(6, dim=0).indices.T):
+        for feature, best in enumerate(responses.topk(min(6, len(images)), dim=0).indices.T):
             gradient = guided_gradient(D, images[best], feature, None if labels is None else labels[best])
             peak = gradient.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
             rows[2 * feature] += [*images[best], None]
@@ -874,7 +885,7 @@ def pooled_features(D, images):
 
 def features(args, run, folder):
     """Test accuracy of a linear L2-SVM on raw pixels, on the maps of an untrained D and on those of the trained one."""
-    images, labels = data.load(args.dataset, args.data_dir, size=args.size)
+    images, labels = load_training(args)
     test, test_labels = (part[:10_000] for part in data.load(args.dataset, args.data_dir, "test", size=args.size))
     order = torch.randperm(len(images))[:10_000]
     images, labels = images[order], labels[order]
@@ -897,9 +908,9 @@ def features(args, run, folder):
 def nearest(args, run, folder):
     """Error of giving test images the label of the nearest among n generated, and among n real, training images.
 
-    The picture: ten test images and ten that the generated ones mislabel; their nearest generated and nearest real ones.
+    The picture: up to ten test images and ten that the generated ones mislabel; their nearest generated and nearest real ones.
     """
-    images, labels = data.load(args.dataset, args.data_dir, size=args.size)
+    images, labels = load_training(args)
     test, test_labels = (part[:10_000] for part in data.load(args.dataset, args.data_dir, "test", size=args.size))
     order = torch.randperm(len(images))[:50_000]
     drawn_labels = torch.arange(len(order)) % args.classes
@@ -910,9 +921,10 @@ def nearest(args, run, folder):
         found = [metrics.nearest(x[:n].to(run.device), 1, queries=test.to(run.device))[1][:, 0].cpu() for x, _ in sources]
         wrong = [y[index] != test_labels for index, (_, y) in zip(found, sources)]
         lines.append([str(n), *(f"{part.double().mean():.2%}" for part in wrong)])
-    chosen = torch.cat([torch.arange(10), wrong[0].nonzero()[:10, 0]])
+    first = min(10, len(test))
+    chosen = torch.cat([torch.arange(first), wrong[0].nonzero()[:10, 0]])
     rows = [part[index] / 255 for part, index in ((test, chosen), *((x, index[chosen]) for index, (x, _) in zip(found, sources)))]
-    board([[*row[:10], None, *row[10:]] for row in rows], folder / "nearest.png")
+    board([[*row[:first], None, *row[first:]] for row in rows], folder / "nearest.png")
     table(lines, folder / "nearest.txt")
 
 

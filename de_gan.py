@@ -6,7 +6,8 @@
 A VAE is trained first, then frozen and turned round: Gaussian noise z_n goes through its decoder to an image x^, and
 x^ through its encoder to z', which is what the generator of a DCGAN gets. G's loss has a hidden-space term besides:
 the distance between what D's last convolution makes of real and of generated images. Each claim is one flag away:
-`--noise plain` is the paper's baseline (a DCGAN with the same nets), `--lambda-hidden 0` leaves the hidden term out.
+`--noise plain` leaves the VAE out, `--lambda-hidden 0` the hidden term; both together are the paper's baseline, a DCGAN
+with the same nets.
 
 Updates are counted through: the first --vae-iters are the VAE's, the rest are D's and G's.
 
@@ -14,6 +15,7 @@ Differs from the paper
 - Eq. 10 has its labels swapped, and Algorithm 1 lets D and G climb the same sum: this is the usual game, D's loss as in
   eq. 11, G's the form that does not saturate, plus lambda_2 times eq. 12. D does not see the hidden term. lambda_1 is 1,
   since Adam leaves only the ratio; the paper prints neither weight, nor its batch size and learning rates.
+- All nets train with Adam; the paper says that stochastic gradient descent is adopted (section II-B).
 - D(x) is a logit. Tables III and IV end in tanh, which rescaled to [0, 1] is the logistic function of twice its
   argument: every generator and decoder ends in the logistic function.
 - Table II's D comes from a class-conditional DCGAN (11 = 1 + 10 and 74 = 64 + 10 kernels, labels joined to the input of
@@ -363,15 +365,20 @@ def draw_lines(nets, args, folder):
     G.train()
 
 
-def draw_nearest(nets, args, images, folder):
-    """nearest.png (Figure 5): ten rows of eight samples, with labels one to a row, and the training image nearest to the last."""
+def draw_nearest(nets, args, images, folder, most=2**28):
+    """nearest.png (Figure 5): ten rows of eight samples, with labels one to a row, and the training image nearest to the last.
+
+    The images are searched in parts of `most` numbers, a GiB of floats, and then the nearest ones of all parts.
+    """
     from torchvision.utils import save_image
 
-    images = images[: 2**28 // images[0].numel()]                 # a GiB of floats at most
     labels = torch.arange(10).repeat_interleave(8) % args.classes if args.classes else None
     drawn = sample(nets, 80, labels, torch.Generator().manual_seed(args.seed), args.batch_size).cpu().unflatten(0, (10, 8))
-    _, indices = metrics.nearest(images, 1, queries=drawn[:, -1] * 255)
-    save_image(torch.cat([drawn, images[indices] / 255], 1).flatten(0, 1), folder / "nearest.png", nrow=9)
+    asked = drawn[:, -1] * 255
+    near = [part[metrics.nearest(part, 1, queries=asked)[1][:, 0]] for part in images.split(most // images[0].numel())]
+    near = torch.cat(near)                                        # (10 a part, C, S, S)
+    _, indices = metrics.nearest(near, 1, queries=asked)
+    save_image(torch.cat([drawn, near[indices] / 255], 1).flatten(0, 1), folder / "nearest.png", nrow=9)
 
 
 def draw_losses(folder):
@@ -383,9 +390,10 @@ def draw_losses(folder):
 
 
 def plane(x):
-    """x (n, d) -> (n, 2): the two principal components that spread it the most."""
+    """x (n, d) -> (n, 2): the two principal components that spread it the most, the second 0 where d is 1."""
     x = (x - x.mean(0)).double()
-    return x @ torch.linalg.svd(x, full_matrices=False).Vh[:2].T
+    x = x @ torch.linalg.svd(x, full_matrices=False).Vh[:2].T
+    return F.pad(x, (0, 2 - x.shape[1]))
 
 
 def draw_plane(nets, folder, n=2000):
@@ -422,10 +430,17 @@ def tell_dimension(images, z_dim, n=2000):
 
 def legible(nets, args, classifier, images, labels, n=2000):
     """-> (accuracy, rdd) of n samples, labels in turn: the share that the classifier reads as its label (Figure 6), and
-    the diversity relative to 10,000 of the training images, averaged over classes (Table VI; 1 is ideal)."""
+    the diversity relative to 10,000 of the training images, averaged over classes (Table VI; 1 is ideal).
+
+    A class needs two samples and two training images that differ to count; where none has them, rdd is nan.
+    """
     y = torch.arange(n) % args.classes
     x = sample(nets, n, y, torch.Generator().manual_seed(args.seed + 1), args.batch_size).cpu()
-    return metrics.test_accuracy(classifier, x, y), metrics.rdd(x, images[:10000] / 255, y, labels[:10000])["mean"]
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:10_000]  # folders lie class by class
+    images, labels = images[chosen], labels[chosen]
+    pairs = ((x[y == label], images[labels == label]) for label in labels.unique())
+    ratios = [metrics.rdd(own, real / 255)["mean"] for own, real in pairs if len(own) > 1 and (real != real[0]).any()]
+    return metrics.test_accuracy(classifier, x, y), sum(ratios) / len(ratios) if ratios else math.nan
 
 
 COLUMNS = ["loss_d", "loss_g", "hidden", "d_real", "d_fake"]  # of log.csv, in the order that `play` returns
@@ -459,9 +474,10 @@ def parse_args(argv=None):
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks; as CUDA graphs on a GPU")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the device is fast at it if not given")
     add("--conditional", action=argparse.BooleanOptionalAction, default=False, help="G and D read labels, as on MNIST")
-    add("--noise", choices=["decoder-encoder", "plain"], default="decoder-encoder", help="G's input: z', or N(0, I)")
+    add("--noise", choices=["decoder-encoder", "plain"], default="decoder-encoder",
+        help="G's input: z', or N(0, I), with --lambda-hidden 0 the paper's baseline")
     add("--posterior", choices=["sample", "mean"], default="sample", help="z' is drawn from q(z|x^), or is its mean")
-    add("--lambda-hidden", type=weight, default=0.01, help="lambda_2, the weight of the hidden-space loss")
+    add("--lambda-hidden", type=weight, default=0.01, help="lambda_2, the weight of the hidden-space loss; 0 leaves it out")
     add("--z-dim", type=metrics.count, default=128, help="length of the noise; the paper's is 128")
     add("--width", type=metrics.count, help="maps at half the image's side, doubled at each halving, at 32 and 64 px; the paper's 64 if not given")
     add("--vae-iters", type=metrics.count, help="updates of the VAE before the game; three epochs if not given")
@@ -572,7 +588,8 @@ def train(args):
                     draw_pictures(nets, args, folder, step) if game else draw_vae(nets, x, folder)
                 if step == total and game:                       # before the checkpoint, with which the run is whole
                     draw_lines(nets, args, folder)
-                    draw_plane(nets, folder)
+                    if vae:
+                        draw_plane(nets, folder)
                     draw_nearest(nets, args, images, folder)
                     draw_losses(folder)
                 metrics.save_run(folder, "de_gan", kept, step, nets, optimisers)
@@ -585,7 +602,7 @@ def train(args):
         print(f"done, but all {step} updates were the VAE's: vae.png and checkpoint.pt are in {folder}; the game begins "
               f"after update {args.vae_iters}: python de_gan.py --resume {folder} --iters {args.vae_iters + 1000}")
         return
-    print(f"done: samples, interpolation, noise, nearest and losses.png, log.csv and checkpoint.pt are in {folder}")
+    print(f"done: samples, interpolation, {'noise, ' if vae else ''}nearest and losses.png, log.csv and checkpoint.pt are in {folder}")
 
 
 if __name__ == "__main__":

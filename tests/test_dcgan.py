@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from torchvision.ops import Permute
 
@@ -214,19 +215,20 @@ def test_sampling():
     assert nets["G"].training
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder of two classes: a bright square on the left or on the right of a dim image of 28 px."""
-    folder = tmp_path_factory.mktemp("squares")
+def squares(folder, n):
+    """n images of two classes: a bright square on the left or on the right of a dim image of 28 px."""
     rng = np.random.default_rng(0)
-    from PIL import Image
-
-    for i in range(300):
+    for i in range(n):
         image = rng.integers(0, 60, (28, 28), dtype=np.uint8)
         image[8:20, 16 * (i % 2) : 16 * (i % 2) + 12] += 180
-        (folder / str(i % 2)).mkdir(exist_ok=True)
+        (folder / str(i % 2)).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / str(i % 2) / f"{i:03}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return squares(tmp_path_factory.mktemp("squares"), 300)
 
 
 def train(folder, out, *flags, iters=4):
@@ -245,6 +247,14 @@ def test_an_update_of_wgan(pictures, tmp_path):
     critic = metrics.load_run(tmp_path / "w").nets["critic"]
     assert max(p.abs().max() for p in critic.parameters()) <= 0.01
     assert metrics.load_run(tmp_path / "w").logits is None
+
+
+def test_the_spread_of_images_that_are_all_the_same(tmp_path):
+    """It is that of the samples over next to nothing, and finite: the run goes on."""
+    for i in range(10):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        Image.new("L", (28, 28), 100).save(tmp_path / f"data/{i}.png")
+    assert train(tmp_path / "data", tmp_path / "run", "--batch-size", "4", iters=2)["step"] == 2
 
 
 @pytest.mark.parametrize("argv, said", [
@@ -384,6 +394,22 @@ def test_concepts():
     assert dcgan.certainty(read, {"smile": 1, "hair": 0}).item() == pytest.approx(0.45)
 
 
+def test_latents_files(tmp_path):
+    z = np.random.default_rng(0).normal(size=(4, 5))
+    np.save(tmp_path / "z.npy", z)
+    assert torch.equal(dcgan.read_latents(tmp_path / "z.npy", 3, 5), torch.from_numpy(z[:3]).float())
+    np.savez(tmp_path / "z.npz", z)
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "z.npz").read_bytes()[:50])
+    np.save(tmp_path / "named.npy", np.zeros(3, dtype=[("a", float), ("b", float)]))
+    (tmp_path / "empty.npy").touch()
+    for wrong in ("z.npz", "broken.npz", "named.npy", "empty.npy", "missing.npy"):
+        with pytest.raises(data.InputError, match=f"{wrong} cannot be read as a .npy file"):
+            dcgan.read_latents(tmp_path / wrong, 3, 5)
+    for rows, z_dim in ((5, 5), (3, 4)):
+        with pytest.raises(data.InputError, match="not at least"):
+            dcgan.read_latents(tmp_path / "z.npy", rows, z_dim)
+
+
 def test_attribute_files(tmp_path):
     file = tmp_path / "a.csv"
     file.write_text("smile,hair\n1,0\n-1,3\n")
@@ -411,8 +437,6 @@ def runs(pictures, tmp_path_factory):
 
 
 def size_of(path):
-    from PIL import Image
-
     return Image.open(path).size
 
 
@@ -441,8 +465,6 @@ def test_arithmetic_with_latents_of_the_users(runs):
     np.save(runs / "z9.npy", dcgan.draw_z(9, 100, torch.Generator().manual_seed(1)).numpy())
     dcgan.main(["--resume", str(runs / "plain"), "--explore", "arithmetic", "--latents", str(runs / "z9.npy")])
     assert size_of(runs / "plain/explore/arithmetic.png") == tiles(9, 4, 4)
-    from PIL import Image
-
     board = torch.from_numpy(np.asarray(Image.open(runs / "plain/explore/arithmetic.png").convert("L")) / 255).float()[None]
     tile = lambda row, column: board[:, row * 114 + 2 : row * 114 + 114 : 4, column * 114 + 2 : column * 114 + 114 : 4]
     z = torch.from_numpy(np.load(runs / "z9.npy")).view(3, 3, 100)
@@ -493,3 +515,42 @@ def test_explorations_that_a_run_cannot_give(runs, run, exploration, said, capsy
         dcgan.main(["--resume", str(runs / run), "--explore", exploration])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("attributes", ["1", "0,2"])
+def test_forget_needs_pictures_with_and_without_the_thing(runs, tmp_path, attributes, capsys):
+    """All training images have it, or none has."""
+    numbers = itertools.cycle(attributes.split(","))
+    (tmp_path / "a.csv").write_text("hat\n" + "".join(f"{next(numbers)}\n" for _ in range(270)))
+    with pytest.raises(SystemExit) as stop:
+        dcgan.main(["--resume", str(runs / "plain"), "--explore", "forget", "--concepts", "hat=1", "--attributes", str(tmp_path / "a.csv")])
+    assert stop.value.code == 2 and "of 270 training images have hat=1" in capsys.readouterr().err
+
+
+def test_explorations_of_few_images_and_of_data_that_changed(tmp_path, monkeypatch, capsys):
+    """Three test images; then a third class, which the networks have no input for."""
+
+    def mirrored(nets, n, labels, **more):
+        """The square is where the other class has it, so that every test image is mislabelled."""
+        images = torch.full((n, 1, 28, 28), 0.1)
+        for image, label in zip(images, labels):
+            image[:, 8:20, 16 * (1 - label) : 16 * (1 - label) + 12] += 0.7
+        return images
+
+    folder, run = squares(tmp_path / "few", 30), tmp_path / "run"
+    train(folder, run, "--conditional", "--batch-size", "9", iters=2)
+    dcgan.main(["--resume", str(run), "--explore", "filters"])
+    assert size_of(run / "explore/filters.png") == tiles(8, 12, 3)
+    monkeypatch.setattr(dcgan, "sample", mirrored)
+    dcgan.main(["--resume", str(run), "--explore", "nearest"])
+    assert size_of(run / "explore/nearest.png") == tiles(3 + 1 + 3, 3, 3)  # all three, a gap, and all three mislabelled
+    left, _ = tiles(3, 0, 3)
+    assert np.asarray(Image.open(run / "explore/nearest.png"))[:, left : left + 84].min() == 255
+
+    (folder / "2").mkdir()
+    for i in range(5):
+        Image.new("L", (28, 28), 50 * i).save(folder / f"2/{i}.png")
+    for more in (["--iters", "3"], ["--explore", "filters"], ["--explore", "nearest"]):
+        with pytest.raises(SystemExit) as stop:
+            dcgan.main(["--resume", str(run), *more])
+        assert stop.value.code == 2 and f"3 classes, the run {run} (1, 28, 28) and 2" in capsys.readouterr().err

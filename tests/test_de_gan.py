@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import copy
 import csv
+import functools
 import math
 
 import pytest
@@ -16,6 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import data
 import de_gan
+import metrics
 
 NO_AUTOCAST = contextlib.nullcontext()
 
@@ -187,6 +189,18 @@ def test_decoder_and_encoder_are_swapped():
     torch.testing.assert_close(vae.swapped(z, eps), mu)
 
 
+def test_the_vae_decodes_what_it_draws_from_its_posterior():
+    """Eqs. 5 and 6: z = mu + sigma eps, one eps for each number."""
+    torch.manual_seed(0)
+    vae, x = de_gan.VAE(1, 28, 128).eval(), torch.rand(6, 1, 28, 28)
+    rng = torch.get_rng_state()
+    logits, mu, logvar = vae(x)
+    torch.set_rng_state(rng)
+    eps = torch.randn(6, 128)
+    torch.testing.assert_close(torch.cat([mu, logvar], 1), vae.encoder(x))
+    torch.testing.assert_close(logits, vae.decoder(mu + torch.exp(0.5 * logvar) * eps))
+
+
 def optimisers_of(nets):
     return {name: torch.optim.Adam(net.parameters(), 2e-4, betas=(0.5, 0.999)) for name, net in nets.items()}
 
@@ -266,7 +280,7 @@ def test_one_update_by_hand(lambda_hidden):
 
 
 def test_pretraining_learns():
-    """Twenty updates on one batch bring the bound below that of the best picture without a code (every pixel's mean)."""
+    """Forty updates on one batch bring the bound below that of the best picture without a code (every pixel's mean)."""
     torch.manual_seed(0)
     nets = de_gan.build(namespace())
     vae, x = nets["vae"], (torch.rand(8, 1, 28, 28) > 0.5).float()
@@ -296,11 +310,42 @@ def test_samples(noise):
 
 
 def test_plane():
-    """The variances along the two axes are the two largest eigenvalues of the covariance."""
+    """The variances along the two axes are the two largest eigenvalues of the covariance; of one number, it and nought."""
     x = torch.randn(500, 6, dtype=torch.float64) * torch.tensor([1.0, 5, 2, 3, 1, 1]) + 10
     flat = de_gan.plane(x)
     expected = torch.linalg.eigvalsh(torch.cov(x.T)).flip(0)[:2]
     torch.testing.assert_close(torch.cov(flat.T), torch.diag(expected), atol=1e-9, rtol=1e-6)
+    line = de_gan.plane(x[:, :1])
+    torch.testing.assert_close(line.abs(), torch.cat([(x[:, :1] - x[:, :1].mean()).abs(), torch.zeros(500, 1)], 1))
+
+
+class Halves(nn.Module):
+    """A classifier for tests: 0 where the left half of a picture is the brighter one, else 1."""
+
+    labels = torch.arange(2)
+
+    def forward(self, x):
+        return torch.stack([half.sum((1, 2, 3)) for half in x.tensor_split(2, 3)], 1)
+
+
+def test_diversity_is_of_all_classes_that_have_one(monkeypatch):
+    """Images class by class, (n, 1, 1, 2), the spread of class c that of the samples times 1, 4, 9; the fourth has one image,
+    the fifth twice the same."""
+    per_class, y = 6000, torch.arange(2000) % 5
+    coins = (torch.arange(per_class) % 2).byte()
+    images = torch.cat([*(20 * (c + 1) * coins for c in range(3)), torch.tensor([9, 7, 7], dtype=torch.uint8)])
+    images, labels = images.view(-1, 1, 1, 1).repeat(1, 1, 1, 2), torch.arange(3).repeat_interleave(per_class)
+    labels = torch.cat([labels, torch.tensor([3, 4, 4])])
+    drawn = (20 / 255) * (torch.arange(2000) // 5 % 2).float().view(-1, 1, 1, 1).repeat(1, 1, 1, 2)
+    monkeypatch.setattr(de_gan, "sample", lambda *args: drawn)
+    args, rng = namespace(classes=5, seed=0, batch_size=64), torch.get_rng_state()
+    accuracy, rdd = de_gan.legible(None, args, Halves(), images, labels)
+    assert rdd == pytest.approx((1 + 1 / 4 + 1 / 9) / 3, rel=0.01)
+    assert accuracy == pytest.approx((y == 0).double().mean())           # halves are alike: all are read as 0
+    assert de_gan.legible(None, args, Halves(), images, labels) == (accuracy, rdd) and torch.equal(rng, torch.get_rng_state())
+    assert math.isnan(de_gan.legible(None, args, Halves(), images[-3:], labels[-3:])[1])
+    many = namespace(classes=3000, seed=0, batch_size=64)                # more than there are samples: none of two
+    assert math.isnan(de_gan.legible(None, many, Halves(), images[:6000], torch.arange(6000) % 3000)[1])
 
 
 @pytest.fixture(scope="module")
@@ -338,7 +383,7 @@ def test_the_last_column_is_the_training_image_nearest_to_the_one_before(tmp_pat
     nn.init.normal_(to_image.weight)                                                  # samples far apart
     labels = torch.arange(10).repeat_interleave(8) % 2 if classes else None           # a label to a row
     drawn = de_gan.sample(nets, 80, labels, torch.Generator().manual_seed(0)).mul(255).round().byte()
-    de_gan.draw_nearest(nets, args, drawn.flip(0), tmp_path)
+    de_gan.draw_nearest(nets, args, drawn.flip(0), tmp_path, most=17 * 784 + 1)       # in five parts
     grid = pil_to_tensor(Image.open(tmp_path / "nearest.png"))[0]
     rows = grid[:300, :270].unfold(0, 30, 30).unfold(1, 30, 30)[:, :, 2:, 2:]         # (10, 9, 28, 28), 2 px between
     drawn = drawn.view(10, 8, 28, 28)
@@ -355,6 +400,13 @@ def test_losses_are_drawn_from_the_log(tmp_path):
             assert image.getpixel(at) == ImageColor.getrgb(colour)
 
 
+@pytest.mark.parametrize("flags, drawn", [(["--vae-iters", "1", "--z-dim", "1"], True), (["--noise", "plain"], False)])
+def test_the_plane_is_drawn_of_what_the_decoder_encoder_makes(folder, tmp_path, flags, drawn, capsys):
+    """Also of a z of one number; without the decoder-encoder there is no before and after."""
+    run(folder, tmp_path / "run", *flags, "--iters", "2")
+    assert (tmp_path / "run/noise.png").exists() == ("noise, nearest" in capsys.readouterr().out) == drawn
+
+
 @pytest.mark.parametrize("vae_iters", [9, 4, 2])
 def test_exact_resume(folder, tmp_path, vae_iters):
     """6 updates = 4 + resume + 2: both parts the VAE's, the stop just before the game, and after it began."""
@@ -369,3 +421,29 @@ def test_exact_resume(folder, tmp_path, vae_iters):
         rows = list(csv.DictReader(file))
     assert [bool(row["vae"]) for row in rows] == [int(row["step"]) <= vae_iters for row in rows]
     assert all(bool(row["loss_d"]) != bool(row["vae"]) for row in rows)
+
+
+def test_a_conditional_run_counts_what_is_legible(folder, tmp_path, monkeypatch):
+    """accuracy.csv every two updates of the game and at the end, as counted from the checkpoint; 6 updates = 3 + resume + 3,
+    however often it counts."""
+    monkeypatch.setattr(metrics, "classifier_of", lambda *args: Halves())
+    monkeypatch.setattr(de_gan, "legible", functools.partial(de_gan.legible, n=200))
+    flags = ["--conditional", "--vae-iters", "1", "--accuracy-every", "2", "--batch-size", "24", "--lr-g", "0.01"]
+    run(folder, tmp_path / "whole", *flags, "--iters", "6")
+    run(folder, tmp_path / "parts", *flags, "--iters", "3")
+    de_gan.main(["--resume", str(tmp_path / "parts"), "--iters", "6", "--accuracy-every", "5"])
+    whole, parts = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
+    assert all(same(whole[key], parts[key]) for key in ("nets", "optimisers", "rng"))
+    head, third, fifth, last = (tmp_path / "whole/accuracy.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in (head, third, fifth, last)] == [["step", "updates"], ["3", "2"], ["5", "4"], ["6", "5"]]
+    assert (tmp_path / "parts/accuracy.csv").read_text().splitlines() == [head, third, last]
+
+    y = torch.arange(200) % 2
+    drawn = metrics.load_run(tmp_path / "whole").sample(200, labels=y, seed=1)
+    right = (drawn[..., 14:].sum((1, 2, 3)) > drawn[..., :14].sum((1, 2, 3))).long() == y
+    images, labels = data.load(str(folder), str(folder.parent))
+    spread = lambda x: (x - x.mean(0)).square().sum((1, 2, 3)).mean().item()
+    ratios = [spread(drawn[y == c].double()) / spread(images[labels == c] / 255.0) for c in range(2)]
+    accuracy, rdd = map(float, last.split(",")[2:])
+    assert accuracy == pytest.approx(right.double().mean().item(), abs=1e-4)
+    assert rdd == pytest.approx(sum(ratios) / 2, abs=1e-4) and rdd > 0.01
