@@ -440,7 +440,7 @@ def error_rates(runs, test_images, n=10000, test_labels=None, seed=0):
             shapes = " against ".join("x".join(map(str, x.shape[1:])) for x in (images, real))
             raise InputError(f"{player.name} draws images of another shape than the test images: {shapes}")
         for i, judge in enumerate(runs):
-            if judge.logits is not None and not (judge.conditional and not player.conditional):
+            if judge.logits is not None:
                 fake[i][j] = _share(judge.logits(images, fake_labels) > 0)
     return test, fake
 
