@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import csv
 import ctypes
+import hashlib
 import importlib
 import inspect
 import json
@@ -68,7 +69,7 @@ def save_run(folder, script, args, step, nets, optimisers):
 
 def _write(path, content):
     """torch.save under another name, synced, and moved to `path` in one step: the file is whole or as it was."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + ".part")  # a run is alone in its folder, and takes the place of what a killed one left
     try:
         with open(part, "wb") as file:
             torch.save(content, file)
@@ -950,7 +951,8 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
     if len(labels.unique()) < 2:
         raise InputError(f"{dataset} has no classes to read: use --features pixels")
     some = images[:: max(len(images) // 1000, 1)]
-    key = [*images.shape, int(labels.sum()), int(some.sum(dtype=torch.int64))]  # another data set, another classifier
+    digest = hashlib.sha256(labels.numpy().tobytes() + some.numpy().tobytes()).hexdigest()
+    key = [*images.shape, digest]  # another data set, or another order of its labels, another classifier
     name = f"classifier-{Path(dataset).name}-{images.shape[-1]}.pt"
     places = [Path(data_dir) / name, Path("data") / name]
     for place in filter(zipfile.is_zipfile, places):
@@ -965,12 +967,9 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
     for place in places:
         if place.parent.is_dir() and not place.parent.stat().st_mode & 0o222:
             continue  # marked read-only, which is meant even where the user is root and could write all the same
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _write(place, {"key": key, "state": net.state_dict(), "test_error": net.test_error})
-        except OSError:
-            continue
-        break
+        with contextlib.suppress(OSError, RuntimeError), data.whole_file(place) as file:  # torch covers a full disk with a RuntimeError
+            torch.save({"key": key, "state": net.state_dict(), "test_error": net.test_error}, file)
+            break
     return net
 
 

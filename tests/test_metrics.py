@@ -448,6 +448,18 @@ def test_classifier_learns_and_is_cached(monkeypatch, tmp_path):
     sets["train"] = (sets["train"][0].flip(0), sets["train"][1].flip(0))
     sets["train"][0][0] = 0
     assert metrics.classifier_of("bars", "place").labels.tolist() == [2, 5] and len(trained) == 2
+    sets["train"] = (sets["train"][0], sets["train"][1].roll(1))  # the same labels in another order, the same images
+    save = torch.save
+
+    def at_once(*args):  # another run saves the same classifier meanwhile
+        monkeypatch.setattr(torch, "save", save)
+        metrics.classifier_of("bars", "place")
+        save(*args)
+
+    monkeypatch.setattr(torch, "save", at_once)
+    metrics.classifier_of("bars", "place")
+    assert len(trained) == 4 and [path.name for path in (tmp_path / "place").iterdir()] == ["classifier-bars-8.pt"]
+    assert not (tmp_path / "data").exists()
     (tmp_path / "blocked").write_text("a file, so nothing can be put into it")
     (tmp_path / "locked").mkdir(mode=0o555)  # root could write there, and is not to
     cached = tmp_path / "data" / "classifier-bars-8.pt"
