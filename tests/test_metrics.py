@@ -119,6 +119,14 @@ def test_fid_with_fewer_rows_than_columns(n, m):
     assert metrics.fid(x, y) == pytest.approx(expected.item(), rel=1e-9)
 
 
+def test_fid_of_fewer_rows_than_columns_makes_no_square_of_the_columns(monkeypatch):
+    monkeypatch.setattr(metrics, "stats", None)  # two matrices of 10,000 x 10,000, 0.8 GB each
+    a, b, mu1, mu2 = normal(4, 10_000, seed=3)
+    x, y = torch.stack([mu1 - a, mu1 + a]), torch.stack([mu2 - b, mu2 + b])  # covariances of 2 a a' and 2 b b'
+    expected = (mu1 - mu2).square().sum() + 2 * a.square().sum() + 2 * b.square().sum() - 4 * (a @ b).abs()
+    assert metrics.fid(x, y) == pytest.approx(expected.item(), rel=1e-12)
+
+
 @pytest.mark.parametrize("scale", [1e-150, 1e-12, 1, 1e12])
 @pytest.mark.parametrize("n", [30, 1000])
 def test_fid_of_equal_sets_is_zero_and_of_moved_ones_the_move(n, scale):
