@@ -640,7 +640,8 @@ def rdd(x, ref, labels=None, ref_labels=None):
 
     D = mean |x_i - mean|^2; the paper's sum would grow with the number of images. Returns {mean, per_class}: with
     labels (n,) and ref_labels (m,) the ratio of each class, {label: ratio}, and their plain average (Table VI); without
-    them the ratio over all images at once and an empty per_class. 1 is ideal, less is too uniform, more is noise.
+    them the ratio over all images at once and an empty per_class. 1 is ideal, less is too uniform, more is noise. A mean
+    over n, so of n and m images a perfect generator is expected to have (1 - 1/n) / (1 - 1/m): beware of small classes.
     """
     x, ref = _pair(x, ref, ("x", "ref"))
     if (labels is None) != (ref_labels is None):
@@ -1189,8 +1190,8 @@ def measure(images, real, kind="pixels", net=None, classifier=None, labels=None,
     """All measures of images (n, C, H, W) against real ones, both float32 in [0, 1] and shuffled, as floats and dicts.
 
     FID on `features` of `kind` by `net`; MMD, kNN, Bayes and rdd on pixels; confidence, and with labels (n,) accuracy,
-    by `classifier`. rdd is per class where there are labels, over classes with two images or more on either side.
-    bandwidth (of the MMD) and real_features are worked out where not given.
+    by `classifier`. rdd is per class where there are labels, over classes with 20 images or more on either side, and
+    over all images at once where no class has. bandwidth (of the MMD) and real_features are worked out where not given.
     """
     if images.shape[1:] != real.shape[1:]:
         shapes = " against ".join("x".join(map(str, x.shape[1:])) for x in (images, real))
@@ -1207,13 +1208,15 @@ def measure(images, real, kind="pixels", net=None, classifier=None, labels=None,
         "knn": knn_misclassification(*halves, k=k),
         "bayes": bayes_misclassification(*halves),
     }
-    if labels is None:
-        result["rdd"] = rdd(images, real)
-    else:
-        shared = [c for c in real_labels.unique() if min((labels == c).sum(), (real_labels == c).sum()) > 1]
+    shared = []
+    if labels is not None:  # a mean over n: 19/20 of what it would be over n - 1, at the least
+        shared = [c for c in real_labels.unique() if min((labels == c).sum(), (real_labels == c).sum()) >= 20]
+    if shared:
         own, other = (torch.isin(of, torch.tensor(shared)) for of in (labels, real_labels))
         moved = own.to(real.device), other.to(real.device)
         result["rdd"] = rdd(images[moved[0]], real[moved[1]], labels[own], real_labels[other])
+    else:
+        result["rdd"] = rdd(images, real)
     if classifier is not None:
         with torch.no_grad():
             known = own_features if kind == "classifier" else features(images, "classifier", classifier)

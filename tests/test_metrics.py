@@ -361,6 +361,22 @@ def test_rdd_is_the_ratio_of_mean_squared_distances():
     assert whole["per_class"] == {}
 
 
+def test_rdd_leaves_out_classes_of_few_images():
+    x, y = normal(120, 1, 2, 2, seed=1), normal(120, 1, 2, 2)
+    labels, real_labels = torch.arange(120) % 4, torch.arange(120) % 5  # 30 and 24 of each, but
+    labels[labels == 1] = torch.tensor([1] * 19 + [0] * 11)
+
+    def spread(images, of, label):
+        rows = images.flatten(1).numpy()[of.numpy() == label]
+        return rows.var(0).sum()
+
+    found = metrics.measure(x, y, labels=labels, real_labels=real_labels)["rdd"]["per_class"]
+    assert found == pytest.approx({c: spread(x, labels, c) / spread(y, real_labels, c) for c in (0, 2, 3)})
+    few = metrics.measure(x[:30], y[:30], labels=labels[:30], real_labels=real_labels[:30])["rdd"]
+    ratio = x[:30].flatten(1).numpy().var(0).sum() / y[:30].flatten(1).numpy().var(0).sum()
+    assert few == {"mean": pytest.approx(ratio), "per_class": {}}
+
+
 # bad input
 
 
