@@ -202,8 +202,7 @@ def restore_run(path, nets, optimisers):
         for name, optimiser in optimisers.items():
             optimiser.load_state_dict(checkpoint["optimisers"][name])
         torch.set_rng_state(checkpoint["rng"]["cpu"])
-        if checkpoint["rng"]["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+        torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"][: torch.cuda.device_count()])  # of the GPUs that are here
     except UNFIT as error:
         raise _unfit(path, checkpoint["script"], error) from error
     return checkpoint["step"]
@@ -301,14 +300,15 @@ def resumed_args(parser, argv, script, free=()):
     missing = {"channels", "size", "batch_size", "epochs", "iters"} - saved.keys()
     if missing:
         raise _unfit(resume, script, f"its args have no {min(missing)}")
-    typed = parser.parse_args(argv, argparse.Namespace(out=None, resume=None, sample=None, **saved))
+    untyped = dict.fromkeys(("out", "resume", "sample", "epochs", "iters"))
+    typed = parser.parse_args(argv, argparse.Namespace(**saved | untyped))
     for name in saved.keys() - FREE_ON_RESUME - set(free):
         if getattr(typed, name) != saved[name]:
             parser.error(f"--{name.replace('_', '-')} is {saved[name]} in {resume} and cannot be changed")
     if typed.out and not typed.sample:
         parser.error("--out does not go with --resume: a run goes on in its own folder")
-    if typed.epochs != saved["epochs"] and typed.iters == saved["iters"]:
-        typed.iters = None
+    if typed.epochs is None:
+        typed.epochs, typed.iters = saved["epochs"], typed.iters or saved["iters"]
     return typed
 
 

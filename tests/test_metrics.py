@@ -664,6 +664,29 @@ def test_steps_are_for_recurrent_runs(toy):
             metrics.load_run(path, steps=steps)
 
 
+def test_random_states_of_gpus_that_are_gone_are_passed_over(toy, monkeypatch):
+    folder, restored = toy(), []
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    checkpoint["rng"]["cuda"] = [torch.full((16,), i, dtype=torch.uint8) for i in range(4)]
+    torch.save(checkpoint, folder / "checkpoint.pt")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda.random, "set_rng_state", lambda state, device: restored.append((device, state[0].item())))
+    assert metrics.restore_run(folder, {}, {}) == 7 and restored == [(0, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("typed, epochs, iters", [("", 15, 2), ("--iters 9", 15, 9), ("--epochs 15", 15, None),
+                                                  ("--epochs 20", 20, None), ("--epochs 15 --iters 2", 15, 2)])  # fmt: skip
+def test_epochs_typed_on_resume_end_what_iters_said(tmp_path, typed, epochs, iters):
+    parser = metrics.Parser("toy")
+    for flag in ("--resume", "--out", "--sample"):
+        parser.add_argument(flag)
+    for flag, default in (("--epochs", 15), ("--iters", None)):
+        parser.add_argument(flag, type=metrics.count, default=default)
+    metrics.save_run(tmp_path, "toy", {"channels": 1, "size": 8, "batch_size": 5, "epochs": 15, "iters": 2}, 2, {}, {})
+    args = metrics.resumed_args(parser, ["--resume", str(tmp_path), *typed.split()], "toy")
+    assert (args.epochs, args.iters) == (epochs, iters)
+
+
 class Trap:
     def __init__(self, path):
         self.path = path
