@@ -674,10 +674,12 @@ def nearest(x, k, queries=None):
     """The k nearest rows of x for each query: (distances float64 (m, k), ascending; indices int64 (m, k)).
 
     Euclidean distances of flattened rows. Without queries, the rows of x are asked for their neighbours and each leaves
-    out itself, by index: a duplicate of it counts, at distance 0. Equal distances come in the order of their indices.
+    out itself, by index: a duplicate of it counts, at distance 0. Equal distances come in the order of their indices;
+    which rows come, where more than k + 4 are equally far, is open.
 
     Candidates are found by products in float32; their distances are computed anew in float64 from the rows as given,
-    and a query for which rounding may have hidden a nearer row is searched again in float64. So the answer is exact.
+    and a query for which rounding may have hidden a nearer row is searched again with products in float64. So a row is
+    missed only for one that these cannot tell from it: equally far, or nearly so among rows of much greater norms.
     Raises ValueError for NaN, different widths, and a k beyond the rows there are.
     """
     rows = _rows(x, "x")
