@@ -1237,7 +1237,7 @@ def eval_command(args):
     order = Images("", train).order(n, args.seed)
     real, real_labels = _unit(train[order]).to(args.device), train_labels[order]
     labelled = len(train_labels.unique()) > 1
-    sources.insert(0, Images("real test images", test, test_labels if labelled else None))
+    sources.insert(0, Images("real test images", test, test_labels))
     kind = args.features or ("classifier" if labelled else "pixels")
     read = kind == "classifier" or any(s.conditional or s.labels is not None for s in sources[1:])
     classifier = classifier_of(args.dataset, args.data_dir, args.size, args.device) if labelled and read else None
@@ -1253,7 +1253,7 @@ def eval_command(args):
         with _stage(f"{source.name}: {n} images"):
             images = source.sample(n, labels=labels, seed=args.seed)
         with _stage(f"{source.name}: measures"):
-            row = measure(images, real, kind, net, classifier, labels, real_labels, args.k, **known)
+            row = measure(images, real, kind, net, classifier, labels if labelled else None, real_labels, args.k, **known)
             if args.paper_units:
                 row["paper"] = paper_units(images.to(real.device), real, row)
         rows.append({"name": source.name} | row)
@@ -1273,14 +1273,15 @@ conf., >0.9: how sure the classifier is, on average and how often above 0.9;
 this is no accuracy. acc.: read as the label they were drawn for.
 rdd: 1 is best; the mean of the classes, with * over all images at once.""")
     per_class = [row for row in rows if row["rdd"]["per_class"]]
-    if len(per_class) > 1 and len(per_class[0]["rdd"]["per_class"]) <= 10:
+    if len(per_class) > 1 and len(train_labels.unique()) <= 10:
         for title, values in (
             ("rdd", [row["rdd"]["per_class"] for row in per_class]),
             ("accuracy", [row["accuracy_per_class"] for row in per_class]),
         ):
             print()
-            cells = ([f"{x:.2f}" for x in value.values()] for value in values)
-            print_table([f"{title} per class", *values[0]], [[_name(row), *c] for row, c in zip(per_class, cells)])
+            labels = sorted({label for value in values for label in value})  # which a source may lack
+            cells = ([f"{value[label]:.2f}" if label in value else "-" for label in labels] for value in values)
+            print_table([f"{title} per class", *labels], [[_name(row), *c] for row, c in zip(per_class, cells)])
     if args.paper_units:
         print("\nin the units of DRAW-GAN's tables, as we read them: roots of the biased MMD and")
         print("of the FID on pixels 0 to 255, and the larger share mistaken, no quality\n")

@@ -845,6 +845,41 @@ def test_eval_draws_conditional_runs_in_balance(toy, bars_set, tmp_path, capsys)
     assert 0 <= row["accuracy"] <= 1 and set(row["accuracy_per_class"]) == {"0", "1"}
 
 
+def test_eval_looks_up_classes_by_their_labels(toy, bars_set, tmp_path, capsys):
+    generator = torch.Generator().manual_seed(0)
+    for split, n in (("train", 300), ("test", 200)):
+        shades = torch.arange(n) % 3 + 1
+        noise = torch.rand(n, 1, 8, 8, generator=generator)
+        bars_set[split] = (noise * 80 * shades[:, None, None, None]).byte(), torch.tensor([2, 5, 7])[shades - 1]
+    images, labels = bars_set["test"]
+    for name, kept in (("some", labels > 2), ("others", labels < 7)):
+        np.savez(tmp_path / f"{name}.npz", images=images[kept], labels=labels[kept])
+    sources = [str(tmp_path / "some.npz"), str(tmp_path / "others.npz")]
+    flags = ["--dataset", "bars", "--device", "cpu", "--json", str(tmp_path / "e.json")]
+    metrics.main(["eval", *sources, *flags])
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = json.loads((tmp_path / "e.json").read_text())["rows"]
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:133]  # some.npz has the fewest, 133
+    real, real_labels = (part[order].flatten(1).numpy() for part in (bars_set["train"][0], bars_set["train"][1][:, None]))
+    spread = images[labels == 5].flatten(1).numpy().var(0).sum() / real[real_labels[:, 0] == 5].var(0).sum()
+    assert rows[1]["rdd"]["per_class"]["5"] == pytest.approx(spread, rel=1e-5)
+    for title, key in (("rdd", lambda row: row["rdd"]["per_class"]), ("accuracy", lambda row: row["accuracy_per_class"])):
+        at = shown.index([title, "per", "class", "2", "5", "7"])
+        cells = {line[0]: line[-3:] for line in shown[at + 1 : at + 4]}
+        some, others = (key(row) for row in rows[1:])
+        assert list(some) == ["5", "7"] and list(others) == ["2", "5"]
+        assert cells["some.npz"] == ["-", f"{some['5']:.2f}", f"{some['7']:.2f}"]
+        assert cells["others.npz"] == [f"{others['2']:.2f}", f"{others['5']:.2f}", "-"]
+
+    for split, (images, _) in bars_set.items():
+        bars_set[split] = images, torch.zeros(len(images), dtype=torch.int64)
+    metrics.main(["eval", *sources, str(toy("conditional", conditional=True, classes=2)), *flags])  # now the real images have no labels
+    for row in json.loads((tmp_path / "e.json").read_text())["rows"]:
+        assert row["rdd"]["per_class"] == {} and "accuracy" not in row
+    drawn = metrics.load_run(tmp_path / "conditional").sample(133, labels=torch.arange(133) % 2).flatten(1).numpy()
+    assert row["n"] == 133 and row["rdd"]["mean"] == pytest.approx(drawn.var(0).sum() / (real / 255).var(0).sum(), rel=1e-5)
+
+
 def test_folders_compares_two(tmp_path, capsys):
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randint(0, top, (60, 8, 8), generator=generator, dtype=torch.uint8) for top in (256, 200))
