@@ -1164,7 +1164,8 @@ def print_table(head, rows):
 
 def _write_json(file, content):
     if file:
-        Path(file).write_text(json.dumps(content, indent=1, default=str) + "\n")
+        plain = json.loads(json.dumps(content, default=str), parse_constant=lambda name: None)  # JSON has no Infinity
+        Path(file).write_text(json.dumps(plain, indent=1) + "\n")
 
 
 def _agree(sources, args):
@@ -1372,6 +1373,8 @@ def gam_command(args):
 
 def dim_command(args):
     """The intrinsic dimension of a data set's training images over k, as figures and as a picture."""
+    if Path(args.out).suffix.lower() not in data.EXTENSIONS:  # said before the search, which may take an hour
+        raise InputError(f"--out {args.out} is no name of a picture: let it end in .png")
     images, _ = data.load(args.dataset, args.data_dir, "train", size=args.size)
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[: args.n or len(images)]
     ks = sorted(set(args.k))
@@ -1491,7 +1494,7 @@ def parse_args(argv=None):
         command.add_argument("--seed", type=seed, default=0, help="of samples and of the shuffling of images")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         command.add_argument("--device", default=device, help="cpu, cuda, cuda:1, ...")
-        command.add_argument("--json", metavar="FILE", help="write all figures there too")
+        command.add_argument("--json", metavar="FILE", help="write all figures there too; null for infinite ones")
     return parser.parse_args(argv)
 
 

@@ -880,6 +880,11 @@ def test_eval_looks_up_classes_by_their_labels(toy, bars_set, tmp_path, capsys):
     assert row["n"] == 133 and row["rdd"]["mean"] == pytest.approx(drawn.var(0).sum() / (real / 255).var(0).sum(), rel=1e-5)
 
 
+def test_json_has_null_where_a_figure_is_infinite(tmp_path):
+    metrics._write_json(tmp_path / "f.json", {"r_sample": math.inf, "r_sample_95": (0.5, math.inf)})
+    assert json.loads((tmp_path / "f.json").read_text()) == {"r_sample": None, "r_sample_95": [0.5, None]}
+
+
 def test_folders_compares_two(tmp_path, capsys):
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randint(0, top, (60, 8, 8), generator=generator, dtype=torch.uint8) for top in (256, 200))
@@ -968,6 +973,7 @@ def test_dim_prints_and_draws_the_curve(bars_set, tmp_path, capsys):
      (["gam", "run", "nowhere"], "nowhere is not a run"),
      (["gam", "run@7", "run"], "recurrent"),
      (["gam", "run", "small"], "the runs differ in size"),
+     (["dim", "--dataset", "bars", "--k", "5", "--out", "curve"], "--out curve is no name of a picture"),
      (["dim", "--dataset", "bars", "--k", "400"], "too few for k = 400"),
      (["folders", "noise.npy", "nowhere"], "nowhere is not a run"),
      (["fid", "a", "b"], "invalid choice")],
