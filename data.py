@@ -281,7 +281,9 @@ def _from_folder(dataset, root, data_dir, split, size):
     files, names = _list_images(dataset, root)
     paths = [path for path, _, _ in files]
     known = dataset in DATASETS
-    size = size or (DATASETS[dataset][1] if known else _first_size(paths))
+    if size is None:
+        width, height = DATASETS[dataset][1:] * 2 if known else _first_size(paths)
+        size = width if width == height <= 64 else 64
     is_celeba = dataset == "celeba"
 
     state = hashlib.sha256(f"1 {is_celeba}".encode())  # 1: the version of what decoding gives
@@ -470,14 +472,19 @@ def _decode_image(path, size, is_celeba):
     return np.asarray(image).transpose(2, 0, 1)
 
 
+def first_side(folder):
+    """The shorter side, in pixels, of the first image in `folder`, or below it, that opens."""
+    return min(_first_size(_image_files(folder)))
+
+
 def _first_size(paths):
-    """The size of the first image that opens, where it is square and at most 64 pixels wide; else 64."""
+    """(width, height) of the first image that opens; (64, 64) where none does."""
     from PIL import Image
 
     for path in paths:
         with contextlib.suppress(*_broken()), Image.open(path) as image:
-            return image.width if image.width == image.height <= 64 else 64
-    return 64
+            return image.size
+    return 64, 64
 
 
 def _broken():

@@ -1085,53 +1085,78 @@ def _unit(images):
     return images / 255 if images.dtype == torch.uint8 else images.float()
 
 
-def read_images(path):
+def read_images(path, size=None):
     """The `Images` of a folder of pictures, or of a .npy or .npz file: uint8, or floats in [0, 1].
 
-    Arrays: (n, H, W), (n, C, H, W) or (n, H, W, C); of a .npz `images` or its only array, and `labels` if there are
-    any. Folders named by whole numbers are labels. Raises InputError for what cannot be read so.
+    A folder's images come at size x size, or at the shorter side of the first one. Arrays: (n, H, W), (n, C, H, W) or
+    (n, H, W, C); of a .npz `images` or its only array, and `labels`, whole numbers, if there are any. Folders named by
+    whole numbers are labels. Raises InputError for what cannot be read so.
     """
-    path, labels = Path(path), torch.zeros(0)
+    path, labels = Path(path), None
     if path.is_dir():
-        images, folders = data.load(str(path.resolve()), split="all")
+        images, folders = data.load(str(path.resolve()), split="all", size=size or data.first_side(path))
         names = sorted(place.name for place in path.iterdir() if place.is_dir())
         numbered = names and all(name.isdecimal() for name in names) and folders.max() < len(names)
         labels = torch.tensor([int(name) for name in names])[folders] if numbered else None
         return Images(path.resolve().name, images, labels)
     try:
         found = np.load(path, allow_pickle=False)
-        if path.suffix == ".npz":
-            labels = torch.from_numpy(found["labels"]).long() if "labels" in found else labels
+        if not isinstance(found, np.ndarray):
+            labels = np.asarray(found["labels"]) if "labels" in found else None
             names = [name for name in found.files if name != "labels"]
-            found = found["images" if "images" in names or len(names) != 1 else names[0]]
+            found = np.asarray(found["images" if "images" in names or len(names) != 1 else names[0]])
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is not a file of plain arrays, an array `images` among them: {error}") from error
-    images = torch.from_numpy(found) if found.dtype.kind in "fu" else torch.zeros(0)
+    images = torch.zeros(0)
+    if found.dtype == np.uint8 or found.dtype.kind == "f":
+        images = torch.from_numpy(found if found.dtype == np.uint8 else found.astype(np.float32))  # in this machine's order
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim == 4 and images.shape[1] not in (1, 3):
         images = images.permute(0, 3, 1, 2)
-    fits = images.ndim == 4 and images.shape[1] in (1, 3) and len(images) and len(labels) in (0, len(images))
+    fits = images.ndim == 4 and images.shape[1] in (1, 3) and len(images)
+    fits = fits and (labels is None or labels.dtype.kind in "iu" and labels.shape == (len(images),))
     if not fits or not (images.dtype == torch.uint8 or (images.min() >= 0 and images.max() <= 1)):
         raise InputError(
             f"{path} holds {found.dtype} of shape {found.shape}: give uint8 or floats in [0, 1], of shape (n, H, W), "
-            "(n, C, H, W) or (n, H, W, C), and if any a label for each"
+            "(n, C, H, W) or (n, H, W, C), and if any a label for each, a whole number"
         )
-    return Images(path.name, images, labels if len(labels) else None)
+    return Images(path.name, images, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
 
 
-def open_source(text, device):
-    """A run (RUN, or RUN@STEPS for another number of steps), a folder of images, or a .npy or .npz file."""
+def _is_folder(text):
+    return Path(text).is_dir() and not (Path(text) / "checkpoint.pt").exists()
+
+
+def open_source(text, device, size=None):
+    """A run (RUN, or RUN@STEPS for another number of steps), a folder of images, or a .npy or .npz file.
+
+    size: of a folder's images.
+    """
     folder, _, steps = text.rpartition("@")
     if folder and steps.isdecimal() and not Path(text).exists():
         return load_run(folder, device, int(steps))
     path = Path(text)
-    if path.suffix in (".npy", ".npz") or (path.is_dir() and not (path / "checkpoint.pt").exists()):
+    if path.suffix in (".npy", ".npz") or _is_folder(text):
         try:
-            return read_images(path)
+            return read_images(path, size)
         except InputError as error:
             raise InputError(f"{text} is no run (it has no checkpoint.pt), nor images: {error}") from error
     return load_run(path, device)
+
+
+def open_sources(args):
+    """The sources of a command, with the images and labels of the test split that they are to be compared with.
+
+    The runs say which data set and size, unless flags do; then folders of images are read at the size of that data set.
+    """
+    sources = {text: open_source(text, args.device) for text in args.source if not _is_folder(text)}
+    _agree(sources.values(), args)
+    images, labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
+    for text in args.source:
+        if text not in sources:
+            sources[text] = open_source(text, args.device, images.shape[-1])
+    return [sources[text] for text in args.source], images, labels
 
 
 @contextlib.contextmanager
@@ -1229,11 +1254,8 @@ def measure(images, real, kind="pixels", net=None, classifier=None, labels=None,
 
 def eval_command(args):
     """One table of all sources, under a row of the real test images against the training images."""
-    sources = [open_source(text, args.device) for text in args.source]
-    _agree(sources, args)
-    (train, train_labels), (test, test_labels) = (
-        data.load(args.dataset, args.data_dir, split, size=args.size) for split in ("train", "test")
-    )
+    sources, test, test_labels = open_sources(args)
+    train, train_labels = data.load(args.dataset, args.data_dir, "train", size=args.size)
     n = _common_n([*sources, Images("", train), Images("", test)], args)
     order = Images("", train).order(n, args.seed)
     real, real_labels = _unit(train[order]).to(args.device), train_labels[order]
@@ -1259,7 +1281,7 @@ def eval_command(args):
                 row["paper"] = paper_units(images.to(real.device), real, row)
         rows.append({"name": source.name} | row)
 
-    print(f"\n{args.dataset}: {n} images of each against {n} training images, seed {args.seed}")
+    print(f"\n{args.dataset}, {real.shape[-1]} px: {n} images of each against {n} training images, seed {args.seed}")
     print(f"FID on {kind} features ({known['real_features'].shape[1]} numbers), the rest on pixels; "
           f"MMD's sigma {known['bandwidth']:.2f}")  # fmt: skip
     if classifier is not None:
@@ -1319,12 +1341,10 @@ def gam_command(args):
     """Every pair of the runs, the error rates behind, and how many battles each has won."""
     if len(args.source) < 2:
         raise InputError("a battle needs at least two runs")
-    runs = [open_source(text, args.device) for text in args.source]
+    runs, images, labels = open_sources(args)
     if all(run.logits is None for run in runs):
         names = ", ".join(run.name for run in runs)
         raise InputError(f"none of {names} has a discriminator, so there is no battle to hold")
-    _agree(runs, args)
-    images, labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
     n = min([args.n, *(len(run.images) for run in runs if isinstance(run, Images))])
     n_test = min(n, len(images))
     with _stage(f"{len(runs)} runs, {n} samples of each"):
@@ -1440,14 +1460,21 @@ def _axis(values, log):
 
 
 def folders_command(args):
-    """The measures of one folder (or file) of images against another, which holds the real ones."""
-    generated, real = (open_source(text, args.device) for text in (args.generated, args.real))
+    """The measures of one folder (or file) of images against another, which holds the real ones.
+
+    Folders are read at --size, at the size of what is no folder, or else at that of the first generated image.
+    """
+    sources, size = {}, args.size
+    for text in sorted((args.generated, args.real), key=_is_folder):
+        sources[text] = open_source(text, args.device, size)
+        size = size or (sources[text].images.shape[-1] if isinstance(sources[text], Images) else sources[text].args.size)
+    generated, real = sources[args.generated], sources[args.real]
     n = _common_n([generated, real], args)
     net = inception(args.inception_weights, args.device) if args.features == "inception" else None
     x, y = (source.sample(n, seed=args.seed).to(args.device) for source in (generated, real))
     with _stage(f"measures of {n} images each"):
         row = {"name": generated.name} | measure(x, y, args.features, net, k=args.k)
-    print(f"\n{n} images of {generated.name} against {n} of {real.name}, seed {args.seed}; FID on {args.features}\n")
+    print(f"\n{n} images of {generated.name} against {n} of {real.name}, {x.shape[-1]} px, seed {args.seed}; FID on {args.features}\n")
     print_table(["", "FID", "MMD", "kNN", "Bayes", "rdd"], [[*_eval_row(row)[:5], _eval_row(row)[-1]]])
     _write_json(args.json, {"features": args.features, "seed": args.seed, "real": real.name} | row)
 
@@ -1485,9 +1512,9 @@ def parse_args(argv=None):
     gam_.add_argument("--tolerance", type=float, default=0.3, help="how far r_test may be from 1, as a factor less 1")
     for command in (eval_, gam_, dim_):
         command.add_argument("--data-dir", default="data", help="where data sets lie")
-        text = "side of the images in pixels; the runs' or the data set's own if not given"
-        command.add_argument("--size", type=count, help=text)
     for command in (eval_, gam_, dim_, folders_):
+        text = "the generated images'" if command is folders_ else "the runs' or the data set's"
+        command.add_argument("--size", type=count, help=f"side of the images in pixels; {text} own if not given")
         whole = command is dim_
         text = "training images; all if not given" if whole else "images of each, as far as there are"
         command.add_argument("--n", type=count, default=None if whole else 10000, help=text)

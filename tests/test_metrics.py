@@ -880,9 +880,43 @@ def test_eval_looks_up_classes_by_their_labels(toy, bars_set, tmp_path, capsys):
     assert row["n"] == 133 and row["rdd"]["mean"] == pytest.approx(drawn.var(0).sum() / (real / 255).var(0).sum(), rel=1e-5)
 
 
+def test_folders_of_large_images_are_measured_at_one_size_that_is_said(bars_set, tmp_path, capsys):
+    """Noise of 96 px on 100 x 96, and flat pictures of 150 px, which are flat at any size."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, 100, 96), dtype=np.uint8)
+    shades = np.arange(24) * 10
+    for name, pictures in (("noise", noise), ("flat", [np.full((150, 150), shade, dtype=np.uint8) for shade in shades])):
+        (tmp_path / name).mkdir()
+        for i, picture in enumerate(pictures):
+            Image.fromarray(picture).save(tmp_path / name / f"{i:02}.png")
+    np.save(tmp_path / "eight.npy", np.broadcast_to(shades[:, None, None], (24, 8, 8)).astype(np.uint8))
+    x = noise[:, 2:98].reshape(24, -1) / 255
+    y = np.broadcast_to(shades[:, None] / 255, x.shape)
+    a, b = ((z - z.mean(0)) / 23**0.5 for z in (x, y))
+    fid = ((x.mean(0) - y.mean(0)) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * np.linalg.norm(a @ b.T, "nuc")
+
+    def measured(*command):
+        metrics.main([*map(str, command), "--device", "cpu", "--json", str(tmp_path / "f.json")])
+        return capsys.readouterr().out, json.loads((tmp_path / "f.json").read_text())
+
+    out, row = measured("folders", tmp_path / "noise", tmp_path / "flat")
+    assert "24 of flat, 96 px," in out and row["fid"] == pytest.approx(fid, rel=1e-5)
+    for other, flags, side in (("noise", ["--size", 30], 30), ("eight.npy", [], 8)):
+        assert f"{side} px," in measured("folders", tmp_path / "flat", tmp_path / other, *flags)[0]
+    out, content = measured("eval", tmp_path / "flat", tmp_path / "eight.npy", "--dataset", "bars", "--features", "pixels")
+    assert "bars, 8 px: 24 images" in out and content["rows"][1]["fid"] == content["rows"][2]["fid"]
+
+
 def test_json_has_null_where_a_figure_is_infinite(tmp_path):
     metrics._write_json(tmp_path / "f.json", {"r_sample": math.inf, "r_sample_95": (0.5, math.inf)})
     assert json.loads((tmp_path / "f.json").read_text()) == {"r_sample": None, "r_sample_95": [0.5, None]}
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", "f2", "longdouble"])
+def test_floats_of_every_kind_are_read(kind, tmp_path):
+    images = np.arange(64).reshape(4, 4, 4) / 64
+    np.savez(tmp_path / "a.npz", pictures=images.astype(kind), labels=np.array([3, 1, 2, 1], dtype=">u2"))
+    found = metrics.read_images(tmp_path / "a.npz")
+    assert torch.equal(found.images, torch.tensor(images[:, None], dtype=torch.float32)) and found.labels.tolist() == [3, 1, 2, 1]
 
 
 def test_folders_compares_two(tmp_path, capsys):
@@ -959,7 +993,7 @@ def test_dim_prints_and_draws_the_curve(bars_set, tmp_path, capsys):
 @pytest.mark.parametrize(
     "command, said",
     [(["eval", "nowhere"], "nowhere is not a run"),
-     (["eval", "empty"], "empty is no run"),
+     (["eval", "empty", "--dataset", "bars"], "empty is no run"),
      (["eval"], "required"),
      (["gam"], "required"),
      (["eval", "noise.npy"], "--dataset"),
@@ -967,6 +1001,9 @@ def test_dim_prints_and_draws_the_curve(bars_set, tmp_path, capsys):
      (["eval", "bytes.npy", "--dataset", "bars"], "is not a file of plain arrays"),
      (["eval", "wild.npy", "--dataset", "bars"], "floats in [0, 1]"),
      (["eval", "none.npz", "--dataset", "bars"], "an array `images`"),
+     (["eval", "deep.npy", "--dataset", "bars"], "holds uint16 of shape"),
+     (["eval", "words.npz", "--dataset", "bars"], "a label for each, a whole number"),
+     (["eval", "onehot.npz", "--dataset", "bars"], "a label for each, a whole number"),
      (["eval", "noise.npy", "--dataset", "bars", "--n", "10"], "too few"),
      (["eval", "noise.npy", "--dataset", "bars", "--k", "0"], "less than 1"),
      (["eval", "noise.npy", "--dataset", "bars", "--features", "inception", "--inception-weights", "no.pth"], "no.pth"),
@@ -983,6 +1020,9 @@ def test_one_line_says_what_is_wrong(toy, bars_set, tmp_path, monkeypatch, capsy
     toy(), toy("small", size=6)
     np.save("noise.npy", np.random.default_rng(0).random((100, 4, 4)))
     np.save("wild.npy", np.full((100, 8, 8), 7.0))
+    np.save("deep.npy", np.zeros((100, 8, 8), dtype=np.uint16))
+    for name, labels in (("words", np.array(["a", "b"] * 50)), ("onehot", np.eye(100, dtype=np.int64))):
+        np.savez(f"{name}.npz", images=np.zeros((100, 8, 8)), labels=labels)
     np.savez("none.npz", a=np.zeros((9, 8, 8)), b=np.zeros((9, 8, 8)))
     (tmp_path / "bytes.npy").write_bytes(b"not an array")
     (tmp_path / "empty").mkdir()
