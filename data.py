@@ -83,8 +83,8 @@ def load(dataset, data_dir="data", split="train", size=None, classes=None):
     Images of a folder: C is 1 where all of them, of both splits, are grey (R = G = B everywhere), else 3. EXIF rotation
     is applied, transparency put on white, palette and CMYK turned to RGB, 16-bit grey brought to 8; of an animation
     the first frame counts. Files that cannot be read (no image, cut short, floating point) are left out, with one line
-    printed. Decoded folders are cached as one .npy beside the folder, or else in data_dir, or else not at all, and
-    opened memory-mapped; the cache is made anew when names, sizes or times of the files change.
+    printed. Decoded folders are cached as FOLDER-SIZE.cache.npy beside the folder, or else in data_dir, or else not at
+    all, and opened memory-mapped; the cache is made anew when names, sizes or times of the files change.
 
     Raises InputError for an unknown name, split, class or size; for files that are missing, cannot be downloaded or are
     all broken; and for a class folder without images.
@@ -210,11 +210,28 @@ def _drawn(dataset, data_dir, split, size):
     return images, labels, [str(label) for label in range(int(labels.max()) + 1)]
 
 
+@contextlib.contextmanager
+def whole_file(path):
+    """A file to write, which is moved to `path` when the block has ended well: two runs at once both leave a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):  # by runs that were killed while they wrote
+        if left.stat().st_mtime < time.time() - 3600:
+            left.unlink(missing_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
 def _cached(places, name, state, make):
     """What make() -> (images, labels) gives, kept as the file `name` in the first of the folders `places` to take it.
 
     The file holds images, labels and `state` one after the other, so that np.load(file) gives the images; with another
-    state it is made anew. It is written under another name and renamed when whole: two runs at once both find one.
+    state it is made anew.
     """
     for place in places:
         with contextlib.suppress(OSError, ValueError, EOFError):  # missing, or damaged
@@ -223,22 +240,13 @@ def _cached(places, name, state, make):
                 return images, labels
     images, labels = make()
     for place in places:
-        part = place / f"{name}.{uuid.uuid4().hex}.part"
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            for left in place.glob(f"{glob.escape(name)}.*.part"):  # by runs that were killed while they wrote
-                if left.stat().st_mtime < time.time() - 3600:
-                    left.unlink(missing_ok=True)
-            with open(part, "wb") as file:
+            with whole_file(place / name) as file:
                 for array in (images.numpy(), labels.numpy(), np.array(state)):
                     np.save(file, array)
-            os.replace(part, place / name)
             return _read_cache(place / name)[:2]
         except OSError as error:
             reason = error
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink()
     print(f"note: {name} is not kept on disk and is made anew the next time ({reason})", file=sys.stderr)
     return images, labels
 
@@ -273,7 +281,9 @@ def _from_folder(dataset, root, data_dir, split, size):
     files, names = _list_images(dataset, root)
     paths = [path for path, _, _ in files]
     known = dataset in DATASETS
-    size = size or (DATASETS[dataset][1] if known else _first_size(paths))
+    if size is None:
+        width, height = DATASETS[dataset][1:] * 2 if known else _first_size(paths)
+        size = width if width == height <= 64 else 64
     is_celeba = dataset == "celeba"
 
     state = hashlib.sha256(f"1 {is_celeba}".encode())  # 1: the version of what decoding gives
@@ -285,7 +295,7 @@ def _from_folder(dataset, root, data_dir, split, size):
         images, kept = _decode(root, paths, size, is_celeba)
         return torch.from_numpy(images), torch.tensor([files[i][1:] for i in kept])
 
-    name = f"{dataset if known else root.name}-{size}.npy"
+    name = f"{dataset if known else root.name}-{size}.cache.npy"  # a name that no file of the user's has
     images, rows = _cached([root.parent, data_dir], name, state.hexdigest(), make)
     labels, is_test = rows.unbind(1)
     train = len(rows) - int(is_test.sum())  # the training images come first
@@ -462,14 +472,19 @@ def _decode_image(path, size, is_celeba):
     return np.asarray(image).transpose(2, 0, 1)
 
 
+def first_side(folder):
+    """The shorter side, in pixels, of the first image in `folder`, or below it, that opens."""
+    return min(_first_size(_image_files(folder)))
+
+
 def _first_size(paths):
-    """The size of the first image that opens, where it is square and at most 64 pixels wide; else 64."""
+    """(width, height) of the first image that opens; (64, 64) where none does."""
     from PIL import Image
 
     for path in paths:
         with contextlib.suppress(*_broken()), Image.open(path) as image:
-            return image.width if image.width == image.height <= 64 else 64
-    return 64
+            return image.size
+    return 64, 64
 
 
 def _broken():

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import csv
 import ctypes
+import hashlib
 import importlib
 import inspect
 import json
@@ -68,7 +69,7 @@ def save_run(folder, script, args, step, nets, optimisers):
 
 def _write(path, content):
     """torch.save under another name, synced, and moved to `path` in one step: the file is whole or as it was."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + ".part")  # a run is alone in its folder, and takes the place of what a killed one left
     try:
         with open(part, "wb") as file:
             torch.save(content, file)
@@ -201,8 +202,7 @@ def restore_run(path, nets, optimisers):
         for name, optimiser in optimisers.items():
             optimiser.load_state_dict(checkpoint["optimisers"][name])
         torch.set_rng_state(checkpoint["rng"]["cpu"])
-        if checkpoint["rng"]["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+        torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"][: torch.cuda.device_count()])  # of the GPUs that are here
     except UNFIT as error:
         raise _unfit(path, checkpoint["script"], error) from error
     return checkpoint["step"]
@@ -300,14 +300,15 @@ def resumed_args(parser, argv, script, free=()):
     missing = {"channels", "size", "batch_size", "epochs", "iters"} - saved.keys()
     if missing:
         raise _unfit(resume, script, f"its args have no {min(missing)}")
-    typed = parser.parse_args(argv, argparse.Namespace(out=None, resume=None, sample=None, **saved))
+    untyped = dict.fromkeys(("out", "resume", "sample", "epochs", "iters"))
+    typed = parser.parse_args(argv, argparse.Namespace(**saved | untyped))
     for name in saved.keys() - FREE_ON_RESUME - set(free):
         if getattr(typed, name) != saved[name]:
             parser.error(f"--{name.replace('_', '-')} is {saved[name]} in {resume} and cannot be changed")
     if typed.out and not typed.sample:
         parser.error("--out does not go with --resume: a run goes on in its own folder")
-    if typed.epochs != saved["epochs"] and typed.iters == saved["iters"]:
-        typed.iters = None
+    if typed.epochs is None:
+        typed.epochs, typed.iters = saved["epochs"], typed.iters or saved["iters"]
     return typed
 
 
@@ -440,7 +441,7 @@ def error_rates(runs, test_images, n=10000, test_labels=None, seed=0):
             shapes = " against ".join("x".join(map(str, x.shape[1:])) for x in (images, real))
             raise InputError(f"{player.name} draws images of another shape than the test images: {shapes}")
         for i, judge in enumerate(runs):
-            if judge.logits is not None and not (judge.conditional and not player.conditional):
+            if judge.logits is not None:
                 fake[i][j] = _share(judge.logits(images, fake_labels) > 0)
     return test, fake
 
@@ -553,7 +554,18 @@ def fid(x, y):
     The FID proper has `features` of kind "inception". Its bias falls as 1 / n: compare figures of the same n only.
     """
     x, y = _pair(x, y, least=2)
-    return frechet_distance(*stats(x), *stats(y))
+    if max(len(x), len(y)) >= x.shape[1]:
+        return frechet_distance(*stats(x), *stats(y))
+    # Fewer rows than columns: with C = R'R of the centred rows R, the root's trace is the sum of the singular values
+    # of R1 R2', and no matrix of columns by columns is needed. In blocks of columns, so that no float64 copy is.
+    rest = cross = 0
+    for a, b in zip(x.split(1024, dim=1), y.split(1024, dim=1)):
+        a, b = a.double(), b.double()
+        mu1, mu2 = a.mean(0), b.mean(0)
+        a, b = (a - mu1) / (len(a) - 1) ** 0.5, (b - mu2) / (len(b) - 1) ** 0.5
+        rest += (mu1 - mu2).square().sum() + a.square().sum() + b.square().sum()
+        cross += a @ b.T
+    return max((rest - 2 * torch.linalg.svdvals(cross).sum()).item(), 0.0)
 
 
 def median_distance(x, limit=2000, seed=0):
@@ -628,7 +640,8 @@ def rdd(x, ref, labels=None, ref_labels=None):
 
     D = mean |x_i - mean|^2; the paper's sum would grow with the number of images. Returns {mean, per_class}: with
     labels (n,) and ref_labels (m,) the ratio of each class, {label: ratio}, and their plain average (Table VI); without
-    them the ratio over all images at once and an empty per_class. 1 is ideal, less is too uniform, more is noise.
+    them the ratio over all images at once and an empty per_class. 1 is ideal, less is too uniform, more is noise. A mean
+    over n, so of n and m images a perfect generator is expected to have (1 - 1/n) / (1 - 1/m): beware of small classes.
     """
     x, ref = _pair(x, ref, ("x", "ref"))
     if (labels is None) != (ref_labels is None):
@@ -661,10 +674,12 @@ def nearest(x, k, queries=None):
     """The k nearest rows of x for each query: (distances float64 (m, k), ascending; indices int64 (m, k)).
 
     Euclidean distances of flattened rows. Without queries, the rows of x are asked for their neighbours and each leaves
-    out itself, by index: a duplicate of it counts, at distance 0. Equal distances come in the order of their indices.
+    out itself, by index: a duplicate of it counts, at distance 0. Equal distances come in the order of their indices;
+    which rows come, where more than k + 4 are equally far, is open.
 
     Candidates are found by products in float32; their distances are computed anew in float64 from the rows as given,
-    and a query for which rounding may have hidden a nearer row is searched again in float64. So the answer is exact.
+    and a query for which rounding may have hidden a nearer row is searched again with products in float64. So a row is
+    missed only for one that these cannot tell from it: equally far, or nearly so among rows of much greater norms.
     Raises ValueError for NaN, different widths, and a k beyond the rows there are.
     """
     rows = _rows(x, "x")
@@ -950,7 +965,8 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
     if len(labels.unique()) < 2:
         raise InputError(f"{dataset} has no classes to read: use --features pixels")
     some = images[:: max(len(images) // 1000, 1)]
-    key = [*images.shape, int(labels.sum()), int(some.sum(dtype=torch.int64))]  # another data set, another classifier
+    digest = hashlib.sha256(labels.numpy().tobytes() + some.numpy().tobytes()).hexdigest()
+    key = [*images.shape, digest]  # another data set, or another order of its labels, another classifier
     name = f"classifier-{Path(dataset).name}-{images.shape[-1]}.pt"
     places = [Path(data_dir) / name, Path("data") / name]
     for place in filter(zipfile.is_zipfile, places):
@@ -965,12 +981,9 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
     for place in places:
         if place.parent.is_dir() and not place.parent.stat().st_mode & 0o222:
             continue  # marked read-only, which is meant even where the user is root and could write all the same
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _write(place, {"key": key, "state": net.state_dict(), "test_error": net.test_error})
-        except OSError:
-            continue
-        break
+        with contextlib.suppress(OSError, RuntimeError), data.whole_file(place) as file:  # torch covers a full disk with a RuntimeError
+            torch.save({"key": key, "state": net.state_dict(), "test_error": net.test_error}, file)
+            break
     return net
 
 
@@ -1072,53 +1085,78 @@ def _unit(images):
     return images / 255 if images.dtype == torch.uint8 else images.float()
 
 
-def read_images(path):
+def read_images(path, size=None):
     """The `Images` of a folder of pictures, or of a .npy or .npz file: uint8, or floats in [0, 1].
 
-    Arrays: (n, H, W), (n, C, H, W) or (n, H, W, C); of a .npz `images` or its only array, and `labels` if there are
-    any. Folders named by whole numbers are labels. Raises InputError for what cannot be read so.
+    A folder's images come at size x size, or at the shorter side of the first one. Arrays: (n, H, W), (n, C, H, W) or
+    (n, H, W, C); of a .npz `images` or its only array, and `labels`, whole numbers, if there are any. Folders named by
+    whole numbers are labels. Raises InputError for what cannot be read so.
     """
-    path, labels = Path(path), torch.zeros(0)
+    path, labels = Path(path), None
     if path.is_dir():
-        images, folders = data.load(str(path.resolve()), split="all")
+        images, folders = data.load(str(path.resolve()), split="all", size=size or data.first_side(path))
         names = sorted(place.name for place in path.iterdir() if place.is_dir())
         numbered = names and all(name.isdecimal() for name in names) and folders.max() < len(names)
         labels = torch.tensor([int(name) for name in names])[folders] if numbered else None
         return Images(path.resolve().name, images, labels)
     try:
         found = np.load(path, allow_pickle=False)
-        if path.suffix == ".npz":
-            labels = torch.from_numpy(found["labels"]).long() if "labels" in found else labels
+        if not isinstance(found, np.ndarray):
+            labels = np.asarray(found["labels"]) if "labels" in found else None
             names = [name for name in found.files if name != "labels"]
-            found = found["images" if "images" in names or len(names) != 1 else names[0]]
+            found = np.asarray(found["images" if "images" in names or len(names) != 1 else names[0]])
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is not a file of plain arrays, an array `images` among them: {error}") from error
-    images = torch.from_numpy(found) if found.dtype.kind in "fu" else torch.zeros(0)
+    images = torch.zeros(0)
+    if found.dtype == np.uint8 or found.dtype.kind == "f":
+        images = torch.from_numpy(found if found.dtype == np.uint8 else found.astype(np.float32))  # in this machine's order
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim == 4 and images.shape[1] not in (1, 3):
         images = images.permute(0, 3, 1, 2)
-    fits = images.ndim == 4 and images.shape[1] in (1, 3) and len(images) and len(labels) in (0, len(images))
+    fits = images.ndim == 4 and images.shape[1] in (1, 3) and len(images)
+    fits = fits and (labels is None or labels.dtype.kind in "iu" and labels.shape == (len(images),))
     if not fits or not (images.dtype == torch.uint8 or (images.min() >= 0 and images.max() <= 1)):
         raise InputError(
             f"{path} holds {found.dtype} of shape {found.shape}: give uint8 or floats in [0, 1], of shape (n, H, W), "
-            "(n, C, H, W) or (n, H, W, C), and if any a label for each"
+            "(n, C, H, W) or (n, H, W, C), and if any a label for each, a whole number"
         )
-    return Images(path.name, images, labels if len(labels) else None)
+    return Images(path.name, images, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
 
 
-def open_source(text, device):
-    """A run (RUN, or RUN@STEPS for another number of steps), a folder of images, or a .npy or .npz file."""
+def _is_folder(text):
+    return Path(text).is_dir() and not (Path(text) / "checkpoint.pt").exists()
+
+
+def open_source(text, device, size=None):
+    """A run (RUN, or RUN@STEPS for another number of steps), a folder of images, or a .npy or .npz file.
+
+    size: of a folder's images.
+    """
     folder, _, steps = text.rpartition("@")
     if folder and steps.isdecimal() and not Path(text).exists():
         return load_run(folder, device, int(steps))
     path = Path(text)
-    if path.suffix in (".npy", ".npz") or (path.is_dir() and not (path / "checkpoint.pt").exists()):
+    if path.suffix in (".npy", ".npz") or _is_folder(text):
         try:
-            return read_images(path)
+            return read_images(path, size)
         except InputError as error:
             raise InputError(f"{text} is no run (it has no checkpoint.pt), nor images: {error}") from error
     return load_run(path, device)
+
+
+def open_sources(args):
+    """The sources of a command, with the images and labels of the test split that they are to be compared with.
+
+    The runs say which data set and size, unless flags do; then folders of images are read at the size of that data set.
+    """
+    sources = {text: open_source(text, args.device) for text in args.source if not _is_folder(text)}
+    _agree(sources.values(), args)
+    images, labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
+    for text in args.source:
+        if text not in sources:
+            sources[text] = open_source(text, args.device, images.shape[-1])
+    return [sources[text] for text in args.source], images, labels
 
 
 @contextlib.contextmanager
@@ -1151,7 +1189,8 @@ def print_table(head, rows):
 
 def _write_json(file, content):
     if file:
-        Path(file).write_text(json.dumps(content, indent=1, default=str) + "\n")
+        plain = json.loads(json.dumps(content, default=str), parse_constant=lambda name: None)  # JSON has no Infinity
+        Path(file).write_text(json.dumps(plain, indent=1) + "\n")
 
 
 def _agree(sources, args):
@@ -1179,8 +1218,8 @@ def measure(images, real, kind="pixels", net=None, classifier=None, labels=None,
     """All measures of images (n, C, H, W) against real ones, both float32 in [0, 1] and shuffled, as floats and dicts.
 
     FID on `features` of `kind` by `net`; MMD, kNN, Bayes and rdd on pixels; confidence, and with labels (n,) accuracy,
-    by `classifier`. rdd is per class where there are labels, over classes with two images or more on either side.
-    bandwidth (of the MMD) and real_features are worked out where not given.
+    by `classifier`. rdd is per class where there are labels, over classes with 20 images or more on either side, and
+    over all images at once where no class has. bandwidth (of the MMD) and real_features are worked out where not given.
     """
     if images.shape[1:] != real.shape[1:]:
         shapes = " against ".join("x".join(map(str, x.shape[1:])) for x in (images, real))
@@ -1197,13 +1236,15 @@ def measure(images, real, kind="pixels", net=None, classifier=None, labels=None,
         "knn": knn_misclassification(*halves, k=k),
         "bayes": bayes_misclassification(*halves),
     }
-    if labels is None:
-        result["rdd"] = rdd(images, real)
-    else:
-        shared = [c for c in real_labels.unique() if min((labels == c).sum(), (real_labels == c).sum()) > 1]
+    shared = []
+    if labels is not None:  # a mean over n: 19/20 of what it would be over n - 1, at the least
+        shared = [c for c in real_labels.unique() if min((labels == c).sum(), (real_labels == c).sum()) >= 20]
+    if shared:
         own, other = (torch.isin(of, torch.tensor(shared)) for of in (labels, real_labels))
         moved = own.to(real.device), other.to(real.device)
         result["rdd"] = rdd(images[moved[0]], real[moved[1]], labels[own], real_labels[other])
+    else:
+        result["rdd"] = rdd(images, real)
     if classifier is not None:
         with torch.no_grad():
             known = own_features if kind == "classifier" else features(images, "classifier", classifier)
@@ -1213,16 +1254,13 @@ def measure(images, real, kind="pixels", net=None, classifier=None, labels=None,
 
 def eval_command(args):
     """One table of all sources, under a row of the real test images against the training images."""
-    sources = [open_source(text, args.device) for text in args.source]
-    _agree(sources, args)
-    (train, train_labels), (test, test_labels) = (
-        data.load(args.dataset, args.data_dir, split, size=args.size) for split in ("train", "test")
-    )
+    sources, test, test_labels = open_sources(args)
+    train, train_labels = data.load(args.dataset, args.data_dir, "train", size=args.size)
     n = _common_n([*sources, Images("", train), Images("", test)], args)
     order = Images("", train).order(n, args.seed)
     real, real_labels = _unit(train[order]).to(args.device), train_labels[order]
     labelled = len(train_labels.unique()) > 1
-    sources.insert(0, Images("real test images", test, test_labels if labelled else None))
+    sources.insert(0, Images("real test images", test, test_labels))
     kind = args.features or ("classifier" if labelled else "pixels")
     read = kind == "classifier" or any(s.conditional or s.labels is not None for s in sources[1:])
     classifier = classifier_of(args.dataset, args.data_dir, args.size, args.device) if labelled and read else None
@@ -1238,12 +1276,12 @@ def eval_command(args):
         with _stage(f"{source.name}: {n} images"):
             images = source.sample(n, labels=labels, seed=args.seed)
         with _stage(f"{source.name}: measures"):
-            row = measure(images, real, kind, net, classifier, labels, real_labels, args.k, **known)
+            row = measure(images, real, kind, net, classifier, labels if labelled else None, real_labels, args.k, **known)
             if args.paper_units:
                 row["paper"] = paper_units(images.to(real.device), real, row)
         rows.append({"name": source.name} | row)
 
-    print(f"\n{args.dataset}: {n} images of each against {n} training images, seed {args.seed}")
+    print(f"\n{args.dataset}, {real.shape[-1]} px: {n} images of each against {n} training images, seed {args.seed}")
     print(f"FID on {kind} features ({known['real_features'].shape[1]} numbers), the rest on pixels; "
           f"MMD's sigma {known['bandwidth']:.2f}")  # fmt: skip
     if classifier is not None:
@@ -1258,14 +1296,15 @@ conf., >0.9: how sure the classifier is, on average and how often above 0.9;
 this is no accuracy. acc.: read as the label they were drawn for.
 rdd: 1 is best; the mean of the classes, with * over all images at once.""")
     per_class = [row for row in rows if row["rdd"]["per_class"]]
-    if len(per_class) > 1 and len(per_class[0]["rdd"]["per_class"]) <= 10:
+    if len(per_class) > 1 and len(train_labels.unique()) <= 10:
         for title, values in (
             ("rdd", [row["rdd"]["per_class"] for row in per_class]),
             ("accuracy", [row["accuracy_per_class"] for row in per_class]),
         ):
             print()
-            cells = ([f"{x:.2f}" for x in value.values()] for value in values)
-            print_table([f"{title} per class", *values[0]], [[_name(row), *c] for row, c in zip(per_class, cells)])
+            labels = sorted({label for value in values for label in value})  # which a source may lack
+            cells = ([f"{value[label]:.2f}" if label in value else "-" for label in labels] for value in values)
+            print_table([f"{title} per class", *labels], [[_name(row), *c] for row, c in zip(per_class, cells)])
     if args.paper_units:
         print("\nin the units of DRAW-GAN's tables, as we read them: roots of the biased MMD and")
         print("of the FID on pixels 0 to 255, and the larger share mistaken, no quality\n")
@@ -1302,12 +1341,10 @@ def gam_command(args):
     """Every pair of the runs, the error rates behind, and how many battles each has won."""
     if len(args.source) < 2:
         raise InputError("a battle needs at least two runs")
-    runs = [open_source(text, args.device) for text in args.source]
+    runs, images, labels = open_sources(args)
     if all(run.logits is None for run in runs):
         names = ", ".join(run.name for run in runs)
         raise InputError(f"none of {names} has a discriminator, so there is no battle to hold")
-    _agree(runs, args)
-    images, labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
     n = min([args.n, *(len(run.images) for run in runs if isinstance(run, Images))])
     n_test = min(n, len(images))
     with _stage(f"{len(runs)} runs, {n} samples of each"):
@@ -1356,6 +1393,8 @@ def gam_command(args):
 
 def dim_command(args):
     """The intrinsic dimension of a data set's training images over k, as figures and as a picture."""
+    if Path(args.out).suffix.lower() not in data.EXTENSIONS:  # said before the search, which may take an hour
+        raise InputError(f"--out {args.out} is no name of a picture: let it end in .png")
     images, _ = data.load(args.dataset, args.data_dir, "train", size=args.size)
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[: args.n or len(images)]
     ks = sorted(set(args.k))
@@ -1421,14 +1460,21 @@ def _axis(values, log):
 
 
 def folders_command(args):
-    """The measures of one folder (or file) of images against another, which holds the real ones."""
-    generated, real = (open_source(text, args.device) for text in (args.generated, args.real))
+    """The measures of one folder (or file) of images against another, which holds the real ones.
+
+    Folders are read at --size, at the size of what is no folder, or else at that of the first generated image.
+    """
+    sources, size = {}, args.size
+    for text in sorted((args.generated, args.real), key=_is_folder):
+        sources[text] = open_source(text, args.device, size)
+        size = size or (sources[text].images.shape[-1] if isinstance(sources[text], Images) else sources[text].args.size)
+    generated, real = sources[args.generated], sources[args.real]
     n = _common_n([generated, real], args)
     net = inception(args.inception_weights, args.device) if args.features == "inception" else None
     x, y = (source.sample(n, seed=args.seed).to(args.device) for source in (generated, real))
     with _stage(f"measures of {n} images each"):
         row = {"name": generated.name} | measure(x, y, args.features, net, k=args.k)
-    print(f"\n{n} images of {generated.name} against {n} of {real.name}, seed {args.seed}; FID on {args.features}\n")
+    print(f"\n{n} images of {generated.name} against {n} of {real.name}, {x.shape[-1]} px, seed {args.seed}; FID on {args.features}\n")
     print_table(["", "FID", "MMD", "kNN", "Bayes", "rdd"], [[*_eval_row(row)[:5], _eval_row(row)[-1]]])
     _write_json(args.json, {"features": args.features, "seed": args.seed, "real": real.name} | row)
 
@@ -1466,16 +1512,16 @@ def parse_args(argv=None):
     gam_.add_argument("--tolerance", type=float, default=0.3, help="how far r_test may be from 1, as a factor less 1")
     for command in (eval_, gam_, dim_):
         command.add_argument("--data-dir", default="data", help="where data sets lie")
-        text = "side of the images in pixels; the runs' or the data set's own if not given"
-        command.add_argument("--size", type=count, help=text)
     for command in (eval_, gam_, dim_, folders_):
+        text = "the generated images'" if command is folders_ else "the runs' or the data set's"
+        command.add_argument("--size", type=count, help=f"side of the images in pixels; {text} own if not given")
         whole = command is dim_
         text = "training images; all if not given" if whole else "images of each, as far as there are"
         command.add_argument("--n", type=count, default=None if whole else 10000, help=text)
         command.add_argument("--seed", type=seed, default=0, help="of samples and of the shuffling of images")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         command.add_argument("--device", default=device, help="cpu, cuda, cuda:1, ...")
-        command.add_argument("--json", metavar="FILE", help="write all figures there too")
+        command.add_argument("--json", metavar="FILE", help="write all figures there too; null for infinite ones")
     return parser.parse_args(argv)
 
 

@@ -3,6 +3,8 @@
 Expected pixels come from the bytes that a test wrote, from Pillow or torchvision used directly, or from a formula.
 """
 
+import builtins
+import errno
 import itertools
 import math
 import os
@@ -488,16 +490,16 @@ def test_decoding_says_how_far_it_is_and_how_long_it_will_take(tmp_path, monkeyp
 def test_the_cache_is_one_file_beside_the_folder_opened_mapped(tmp_path, monkeypatch):
     folder = numbered(tmp_path / "set", 20)
     first = data.load(str(folder), tmp_path / "data")
-    assert [path.name for path in tmp_path.iterdir() if path != folder] == ["set-8.npy"]
-    assert np.load(tmp_path / "set-8.npy").shape == (20, 1, 8, 8)
+    assert [path.name for path in tmp_path.iterdir() if path != folder] == ["set-8.cache.npy"]
+    assert np.load(tmp_path / "set-8.cache.npy").shape == (20, 1, 8, 8)
     monkeypatch.setattr(data, "_decode", None)  # would fail when called
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = data.load(str(folder), tmp_path / "data")
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    before = (tmp_path / "set-8.npy").read_bytes()
+    before = (tmp_path / "set-8.cache.npy").read_bytes()
     again[0].zero_()  # a mapped tensor may be written to without harm to the file
-    assert (tmp_path / "set-8.npy").read_bytes() == before
+    assert (tmp_path / "set-8.cache.npy").read_bytes() == before
 
 
 def test_the_cache_is_made_anew_when_the_folder_or_the_size_changes(tmp_path):
@@ -512,7 +514,14 @@ def test_the_cache_is_made_anew_when_the_folder_or_the_size_changes(tmp_path):
     os.utime(folder / "0005.png", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert 77 in values(data.load(str(folder), tmp_path, "all")[0])
     assert data.load(str(folder), tmp_path, size=16)[0].shape[-1] == 16
-    assert sorted(path.name for path in tmp_path.glob("*.npy")) == ["set-16.npy", "set-8.npy"]
+    assert sorted(path.name for path in tmp_path.glob("*.npy")) == ["set-16.cache.npy", "set-8.cache.npy"]
+
+
+def test_a_file_of_the_users_beside_the_folder_stays(tmp_path):
+    folder = numbered(tmp_path / "set", 20)
+    np.save(tmp_path / "set-8.npy", noise(20, 1, 8, 8))  # their own array of these pictures
+    data.load(str(folder), tmp_path)
+    assert np.array_equal(np.load(tmp_path / "set-8.npy"), noise(20, 1, 8, 8))
 
 
 @pytest.mark.parametrize("keep", [0, 100, 700, 1500])
@@ -520,7 +529,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, keep):
     folder = numbered(tmp_path / "set", 20)
     first, _ = data.load(str(folder), tmp_path)
     first = first.clone()
-    cache = tmp_path / "set-8.npy"
+    cache = tmp_path / "set-8.cache.npy"
     content = cache.read_bytes()
     cache.unlink()  # the mapping above stays on the old file
     cache.write_bytes(content[:keep])
@@ -528,22 +537,26 @@ def test_a_damaged_cache_is_made_anew(tmp_path, keep):
     assert cache.read_bytes() == content
 
 
-def test_a_folder_that_cannot_be_written_is_cached_in_data_dir_or_not_at_all(tmp_path, monkeypatch, capsys):
-    folder, replace = numbered(tmp_path / "locked" / "set", 20), os.replace
+@pytest.mark.parametrize("call", ["mkdir", "open", "replace"])
+def test_a_folder_that_cannot_be_written_is_cached_in_data_dir_or_not_at_all(call, tmp_path, monkeypatch, capsys):
+    """Read-only, by whichever call meets it first: as a read-only disk, a folder of another user's, a sticky folder do."""
+    folder, locked = numbered(tmp_path / "locked" / "set", 20), tmp_path / "locked"
+    exact = {"mkdir": Path.mkdir, "open": open, "replace": os.replace}[call]
 
-    def refuse(source, target):
-        if target.parent == tmp_path / "locked":
-            raise PermissionError(13, "Permission denied")
-        replace(source, target)
+    def refuse(path, *rest, **options):
+        written = {"mkdir": lambda: path, "open": lambda: "w" in (rest or "r")[0] and Path(path).parent, "replace": lambda: rest[0].parent}
+        if written[call]() == locked:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return exact(path, *rest, **options)
 
-    monkeypatch.setattr(data.os, "replace", refuse)
+    monkeypatch.setattr(*{"mkdir": (Path, "mkdir"), "open": (builtins, "open"), "replace": (os, "replace")}[call], refuse)
     first, _ = data.load(str(folder), tmp_path / "data")
-    assert (tmp_path / "data" / "set-8.npy").is_file()
+    assert (tmp_path / "data" / "set-8.cache.npy").is_file()
     (tmp_path / "file").touch()
     assert capsys.readouterr().err == ""
     assert torch.equal(data.load(str(folder), tmp_path / "file" / "data")[0], first)  # a data_dir that cannot be
     assert "not kept on disk" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "locked").iterdir()] == ["set"]  # no half-written file is left
+    assert [path.name for path in locked.iterdir()] == ["set"]  # no half-written file is left
 
 
 def test_two_runs_at_once_on_one_cache_both_end_well(tmp_path):
@@ -564,7 +577,21 @@ print(images.long().sum().item(), len(labels))
     pipes = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     runs = [subprocess.Popen([sys.executable, "-c", code, name], **pipes) for name in "ab"]
     assert [run.communicate(timeout=120) for run in runs] == [(f"{64 * sum(range(200))} 200\n", "")] * 2
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["set", "set-8.npy"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["set", "set-8.cache.npy"]
+
+
+def test_two_writers_at_once_each_leave_a_whole_file(tmp_path):
+    with data.whole_file(tmp_path / "file") as one:
+        one.write(b"a whole ")
+        with data.whole_file(tmp_path / "file") as other:
+            other.write(b"another")
+        assert (tmp_path / "file").read_bytes() == b"another"
+        one.write(b"file")
+    assert (tmp_path / "file").read_bytes() == b"a whole file"
+    with pytest.raises(KeyboardInterrupt), data.whole_file(tmp_path / "file") as one:
+        one.write(b"half of")
+        raise KeyboardInterrupt
+    assert (tmp_path / "file").read_bytes() == b"a whole file" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_drawn_sets_are_drawn_once_for_each_size_split_and_version(tmp_path, monkeypatch, capsys):
@@ -783,5 +810,6 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path):
     for part in (old, new):
         part.write_bytes(b"part")
     os.utime(old, (0, 0))
-    data._cached([tmp_path], "x[1]-8.npy", "state", lambda: (torch.zeros(2, 1, 8, 8).byte(), torch.zeros(2).long()))
+    with data.whole_file(tmp_path / "x[1]-8.npy"):
+        pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x[1]-8.npy", new.name]

@@ -14,7 +14,10 @@ N = 1000
 
 
 class Player:
-    """A run whose D errs on known shares: an image is (who made it, where it stands in 0..1), and D looks at that."""
+    """A run whose D errs on known shares: an image is (who made it, where it stands in 0..1), and D looks at that.
+
+    Hundredths of the first number are the label that it was drawn for; a conditional D wants to be told the same.
+    """
 
     def __init__(self, name, number, errors=None, conditional=False, width=2):
         self.name, self.number, self.errors, self.conditional, self.width = name, number, errors, conditional, width
@@ -25,19 +28,21 @@ class Player:
     def sample(self, n, labels=None, seed=0):
         self.labels_seen.append(labels)
         images = torch.full((n, 1, 1, self.width), float(self.number))
+        if labels is not None:
+            images += labels[:, None, None, None] / 100
         images[..., 1] = ((torch.arange(n) + 0.5) / n)[:, None, None]
         return images
 
     def judge(self, x, labels=None):
+        maker, place = x[:, 0, 0, 0].floor(), x[:, 0, 0, 1]
         if self.conditional:
-            assert len(labels) == len(x)
-        maker, place = x[:, 0, 0, 0], x[:, 0, 0, 1]
+            assert torch.equal((100 * (x[:, 0, 0, 0] - maker)).round().long(), labels)
         wrong = place < torch.tensor([self.errors[int(m)] for m in maker], dtype=torch.float64)
         return torch.where(wrong ^ (maker == 0), 1.0, -1.0)  # positive reads "real", and maker 0 is
 
 
-def real(n=N):
-    return Player("real", 0).sample(n)
+def real(n=N, labels=None):
+    return Player("real", 0).sample(n, labels)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +134,7 @@ def test_labels_reach_conditional_players_only():
     rates = {0: 0.2, 1: 0.1, 2: 0.1}
     labels = torch.arange(N) % 3 + 4
     a, b, free = Player("a", 1, rates, True), Player("b", 2, rates, True), Player("free", 2, rates)
-    metrics.gam(a, b, real(), n=N, test_labels=labels)
+    metrics.gam(a, b, real(labels=labels), n=N, test_labels=labels)
     seen = a.labels_seen[0]
     assert seen.shape == (N,) and set(seen.tolist()) == {4, 5, 6}
     free.conditional, free.logits, free.labels_seen = False, None, []
@@ -139,6 +144,23 @@ def test_labels_reach_conditional_players_only():
         metrics.gam(a, b, real(), n=N)
     judge, drawer = Player("judge", 1, rates), Player("drawer", 2, None, True)
     assert metrics.gam(judge, drawer, real(), n=N, test_labels=labels)["error"] == pytest.approx(0.1)
+    assert judge.labels_seen == [None] and drawer.labels_seen[0].shape == (N,)
+
+
+def test_the_test_images_are_shuffled_and_may_be_fewer_than_the_samples():
+    labels = torch.arange(N) % 3 + 4
+    a, b = Player("a", 1, {0: 0.2, 1: 0.5, 2: 0.1}, True), Player("b", 2, {0: 0.3, 1: 0.2, 2: 0.5}, True)
+    some = metrics.gam(a, b, real(labels=labels), n=500, test_labels=labels)  # the errors stand first
+    assert some["e1_test"] == pytest.approx(0.2, abs=0.05) and some["e2_test"] == pytest.approx(0.3, abs=0.05)
+    few = metrics.gam(a, b, real(100, labels[:100]), n=N, test_labels=labels[:100])
+    assert few["r_test_95"] == pytest.approx(tuple(relative_risk(20, 100, 30, 100).confidence_interval()), rel=1e-6)
+    assert few["r_sample_95"] == pytest.approx(tuple(relative_risk(100, N, 200, N).confidence_interval()), rel=1e-6)
+
+
+def test_a_logit_of_nought_calls_nothing_real():
+    undecided, vae = Player("a", 1, {}), Player("vae", 2)
+    undecided.logits = lambda x, labels=None: torch.zeros(len(x))
+    assert metrics.error_rates([undecided, vae], real(), n=N) == ([1, None], [[0, 0], [None, None]])
 
 
 def test_other_image_shapes_are_refused():
@@ -158,22 +180,25 @@ def test_command_line_prints_every_pair(monkeypatch, tmp_path, capsys):
     images = real()
     monkeypatch.setattr(metrics.data, "load", lambda *a, **k: (images, torch.zeros(N, dtype=torch.int64)))
     file = tmp_path / "gam.json"
-    metrics.main(["gam", *players, "--n", str(N), "--json", str(file), "--device", "cpu"])
+    metrics.main(["gam", *players, "--n", str(2 * N), "--json", str(file), "--device", "cpu"])
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80, out
     lines = [line.split() for line in out.splitlines()]
-    low, high = relative_risk(500, N, 200, N).confidence_interval()
+    low, high = relative_risk(1000, 2 * N, 400, 2 * N).confidence_interval()
     assert ["gran1", "vs.", "gran3", "1", "2.5", f"{low:.3g}", "to", f"{high:.3g}", "gran3"] in lines
     assert any(line[:5] == ["gran1", "vs.", "gran5", "0.5", "1.5"] and line[-1] == "tie" for line in lines)
     assert ["gran1", "vs.", "vae", "error", "0.347"] in lines and ["gran3", "vs.", "vae", "error", "0.106"] in lines
-    assert "wins: gran3 1, gran1 0, gran5 0" in out and "cycle" in out and "1000 test images" in out
+    assert "wins: gran3 1, gran1 0, gran5 0" in out and "cycle" in out and "2000 samples a run, 1000 test images" in out
     content = json.loads(file.read_text())
     assert len(content["battles"]) == 6 and content["error_rates"]["fake"][0][3] == pytest.approx(0.347)
     assert content["battles"][0]["winner"] == "M2" and content["wins"] == {"gran1": 0, "gran3": 1, "gran5": 0}
+    of_test = relative_risk(200, N, 200, N).confidence_interval()
+    assert content["battles"][0]["r_test_95"] == pytest.approx(tuple(of_test), rel=1e-6) and content["n_test"] == N
 
 
 def test_command_line_needs_two_runs_and_a_discriminator(monkeypatch, capsys):
     monkeypatch.setattr(metrics, "open_source", lambda text, device: Player(text, 1))
+    monkeypatch.setattr(metrics.data, "load", lambda *a, **k: (real(), torch.zeros(N, dtype=torch.int64)))
     for runs, said in ((["a"], "at least two"), (["a", "b"], "none of a, b has a discriminator")):
         with pytest.raises(SystemExit) as stop:
             metrics.main(["gam", *runs])

@@ -119,6 +119,14 @@ def test_fid_with_fewer_rows_than_columns(n, m):
     assert metrics.fid(x, y) == pytest.approx(expected.item(), rel=1e-9)
 
 
+def test_fid_of_fewer_rows_than_columns_makes_no_square_of_the_columns(monkeypatch):
+    monkeypatch.setattr(metrics, "stats", None)  # two matrices of 10,000 x 10,000, 0.8 GB each
+    a, b, mu1, mu2 = normal(4, 10_000, seed=3)
+    x, y = torch.stack([mu1 - a, mu1 + a]), torch.stack([mu2 - b, mu2 + b])  # covariances of 2 a a' and 2 b b'
+    expected = (mu1 - mu2).square().sum() + 2 * a.square().sum() + 2 * b.square().sum() - 4 * (a @ b).abs()
+    assert metrics.fid(x, y) == pytest.approx(expected.item(), rel=1e-12)
+
+
 @pytest.mark.parametrize("scale", [1e-150, 1e-12, 1, 1e12])
 @pytest.mark.parametrize("n", [30, 1000])
 def test_fid_of_equal_sets_is_zero_and_of_moved_ones_the_move(n, scale):
@@ -353,6 +361,22 @@ def test_rdd_is_the_ratio_of_mean_squared_distances():
     assert whole["per_class"] == {}
 
 
+def test_rdd_leaves_out_classes_of_few_images():
+    x, y = normal(120, 1, 2, 2, seed=1), normal(120, 1, 2, 2)
+    labels, real_labels = torch.arange(120) % 4, torch.arange(120) % 5  # 30 and 24 of each, but
+    labels[labels == 1] = torch.tensor([1] * 19 + [0] * 11)
+
+    def spread(images, of, label):
+        rows = images.flatten(1).numpy()[of.numpy() == label]
+        return rows.var(0).sum()
+
+    found = metrics.measure(x, y, labels=labels, real_labels=real_labels)["rdd"]["per_class"]
+    assert found == pytest.approx({c: spread(x, labels, c) / spread(y, real_labels, c) for c in (0, 2, 3)})
+    few = metrics.measure(x[:30], y[:30], labels=labels[:30], real_labels=real_labels[:30])["rdd"]
+    ratio = x[:30].flatten(1).numpy().var(0).sum() / y[:30].flatten(1).numpy().var(0).sum()
+    assert few == {"mean": pytest.approx(ratio), "per_class": {}}
+
+
 # bad input
 
 
@@ -448,6 +472,18 @@ def test_classifier_learns_and_is_cached(monkeypatch, tmp_path):
     sets["train"] = (sets["train"][0].flip(0), sets["train"][1].flip(0))
     sets["train"][0][0] = 0
     assert metrics.classifier_of("bars", "place").labels.tolist() == [2, 5] and len(trained) == 2
+    sets["train"] = (sets["train"][0], sets["train"][1].roll(1))  # the same labels in another order, the same images
+    save = torch.save
+
+    def at_once(*args):  # another run saves the same classifier meanwhile
+        monkeypatch.setattr(torch, "save", save)
+        metrics.classifier_of("bars", "place")
+        save(*args)
+
+    monkeypatch.setattr(torch, "save", at_once)
+    metrics.classifier_of("bars", "place")
+    assert len(trained) == 4 and [path.name for path in (tmp_path / "place").iterdir()] == ["classifier-bars-8.pt"]
+    assert not (tmp_path / "data").exists()
     (tmp_path / "blocked").write_text("a file, so nothing can be put into it")
     (tmp_path / "locked").mkdir(mode=0o555)  # root could write there, and is not to
     cached = tmp_path / "data" / "classifier-bars-8.pt"
@@ -628,6 +664,29 @@ def test_steps_are_for_recurrent_runs(toy):
             metrics.load_run(path, steps=steps)
 
 
+def test_random_states_of_gpus_that_are_gone_are_passed_over(toy, monkeypatch):
+    folder, restored = toy(), []
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    checkpoint["rng"]["cuda"] = [torch.full((16,), i, dtype=torch.uint8) for i in range(4)]
+    torch.save(checkpoint, folder / "checkpoint.pt")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda.random, "set_rng_state", lambda state, device: restored.append((device, state[0].item())))
+    assert metrics.restore_run(folder, {}, {}) == 7 and restored == [(0, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("typed, epochs, iters", [("", 15, 2), ("--iters 9", 15, 9), ("--epochs 15", 15, None),
+                                                  ("--epochs 20", 20, None), ("--epochs 15 --iters 2", 15, 2)])  # fmt: skip
+def test_epochs_typed_on_resume_end_what_iters_said(tmp_path, typed, epochs, iters):
+    parser = metrics.Parser("toy")
+    for flag in ("--resume", "--out", "--sample"):
+        parser.add_argument(flag)
+    for flag, default in (("--epochs", 15), ("--iters", None)):
+        parser.add_argument(flag, type=metrics.count, default=default)
+    metrics.save_run(tmp_path, "toy", {"channels": 1, "size": 8, "batch_size": 5, "epochs": 15, "iters": 2}, 2, {}, {})
+    args = metrics.resumed_args(parser, ["--resume", str(tmp_path), *typed.split()], "toy")
+    assert (args.epochs, args.iters) == (epochs, iters)
+
+
 class Trap:
     def __init__(self, path):
         self.path = path
@@ -786,6 +845,80 @@ def test_eval_draws_conditional_runs_in_balance(toy, bars_set, tmp_path, capsys)
     assert 0 <= row["accuracy"] <= 1 and set(row["accuracy_per_class"]) == {"0", "1"}
 
 
+def test_eval_looks_up_classes_by_their_labels(toy, bars_set, tmp_path, capsys):
+    generator = torch.Generator().manual_seed(0)
+    for split, n in (("train", 300), ("test", 200)):
+        shades = torch.arange(n) % 3 + 1
+        noise = torch.rand(n, 1, 8, 8, generator=generator)
+        bars_set[split] = (noise * 80 * shades[:, None, None, None]).byte(), torch.tensor([2, 5, 7])[shades - 1]
+    images, labels = bars_set["test"]
+    for name, kept in (("some", labels > 2), ("others", labels < 7)):
+        np.savez(tmp_path / f"{name}.npz", images=images[kept], labels=labels[kept])
+    sources = [str(tmp_path / "some.npz"), str(tmp_path / "others.npz")]
+    flags = ["--dataset", "bars", "--device", "cpu", "--json", str(tmp_path / "e.json")]
+    metrics.main(["eval", *sources, *flags])
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = json.loads((tmp_path / "e.json").read_text())["rows"]
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:133]  # some.npz has the fewest, 133
+    real, real_labels = (part[order].flatten(1).numpy() for part in (bars_set["train"][0], bars_set["train"][1][:, None]))
+    spread = images[labels == 5].flatten(1).numpy().var(0).sum() / real[real_labels[:, 0] == 5].var(0).sum()
+    assert rows[1]["rdd"]["per_class"]["5"] == pytest.approx(spread, rel=1e-5)
+    for title, key in (("rdd", lambda row: row["rdd"]["per_class"]), ("accuracy", lambda row: row["accuracy_per_class"])):
+        at = shown.index([title, "per", "class", "2", "5", "7"])
+        cells = {line[0]: line[-3:] for line in shown[at + 1 : at + 4]}
+        some, others = (key(row) for row in rows[1:])
+        assert list(some) == ["5", "7"] and list(others) == ["2", "5"]
+        assert cells["some.npz"] == ["-", f"{some['5']:.2f}", f"{some['7']:.2f}"]
+        assert cells["others.npz"] == [f"{others['2']:.2f}", f"{others['5']:.2f}", "-"]
+
+    for split, (images, _) in bars_set.items():
+        bars_set[split] = images, torch.zeros(len(images), dtype=torch.int64)
+    metrics.main(["eval", *sources, str(toy("conditional", conditional=True, classes=2)), *flags])  # now the real images have no labels
+    for row in json.loads((tmp_path / "e.json").read_text())["rows"]:
+        assert row["rdd"]["per_class"] == {} and "accuracy" not in row
+    drawn = metrics.load_run(tmp_path / "conditional").sample(133, labels=torch.arange(133) % 2).flatten(1).numpy()
+    assert row["n"] == 133 and row["rdd"]["mean"] == pytest.approx(drawn.var(0).sum() / (real / 255).var(0).sum(), rel=1e-5)
+
+
+def test_folders_of_large_images_are_measured_at_one_size_that_is_said(bars_set, tmp_path, capsys):
+    """Noise of 96 px on 100 x 96, and flat pictures of 150 px, which are flat at any size."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, 100, 96), dtype=np.uint8)
+    shades = np.arange(24) * 10
+    for name, pictures in (("noise", noise), ("flat", [np.full((150, 150), shade, dtype=np.uint8) for shade in shades])):
+        (tmp_path / name).mkdir()
+        for i, picture in enumerate(pictures):
+            Image.fromarray(picture).save(tmp_path / name / f"{i:02}.png")
+    np.save(tmp_path / "eight.npy", np.broadcast_to(shades[:, None, None], (24, 8, 8)).astype(np.uint8))
+    x = noise[:, 2:98].reshape(24, -1) / 255
+    y = np.broadcast_to(shades[:, None] / 255, x.shape)
+    a, b = ((z - z.mean(0)) / 23**0.5 for z in (x, y))
+    fid = ((x.mean(0) - y.mean(0)) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * np.linalg.norm(a @ b.T, "nuc")
+
+    def measured(*command):
+        metrics.main([*map(str, command), "--device", "cpu", "--json", str(tmp_path / "f.json")])
+        return capsys.readouterr().out, json.loads((tmp_path / "f.json").read_text())
+
+    out, row = measured("folders", tmp_path / "noise", tmp_path / "flat")
+    assert "24 of flat, 96 px," in out and row["fid"] == pytest.approx(fid, rel=1e-5)
+    for other, flags, side in (("noise", ["--size", 30], 30), ("eight.npy", [], 8)):
+        assert f"{side} px," in measured("folders", tmp_path / "flat", tmp_path / other, *flags)[0]
+    out, content = measured("eval", tmp_path / "flat", tmp_path / "eight.npy", "--dataset", "bars", "--features", "pixels")
+    assert "bars, 8 px: 24 images" in out and content["rows"][1]["fid"] == content["rows"][2]["fid"]
+
+
+def test_json_has_null_where_a_figure_is_infinite(tmp_path):
+    metrics._write_json(tmp_path / "f.json", {"r_sample": math.inf, "r_sample_95": (0.5, math.inf)})
+    assert json.loads((tmp_path / "f.json").read_text()) == {"r_sample": None, "r_sample_95": [0.5, None]}
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", "f2", "longdouble"])
+def test_floats_of_every_kind_are_read(kind, tmp_path):
+    images = np.arange(64).reshape(4, 4, 4) / 64
+    np.savez(tmp_path / "a.npz", pictures=images.astype(kind), labels=np.array([3, 1, 2, 1], dtype=">u2"))
+    found = metrics.read_images(tmp_path / "a.npz")
+    assert torch.equal(found.images, torch.tensor(images[:, None], dtype=torch.float32)) and found.labels.tolist() == [3, 1, 2, 1]
+
+
 def test_folders_compares_two(tmp_path, capsys):
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randint(0, top, (60, 8, 8), generator=generator, dtype=torch.uint8) for top in (256, 200))
@@ -860,7 +993,7 @@ def test_dim_prints_and_draws_the_curve(bars_set, tmp_path, capsys):
 @pytest.mark.parametrize(
     "command, said",
     [(["eval", "nowhere"], "nowhere is not a run"),
-     (["eval", "empty"], "empty is no run"),
+     (["eval", "empty", "--dataset", "bars"], "empty is no run"),
      (["eval"], "required"),
      (["gam"], "required"),
      (["eval", "noise.npy"], "--dataset"),
@@ -868,12 +1001,16 @@ def test_dim_prints_and_draws_the_curve(bars_set, tmp_path, capsys):
      (["eval", "bytes.npy", "--dataset", "bars"], "is not a file of plain arrays"),
      (["eval", "wild.npy", "--dataset", "bars"], "floats in [0, 1]"),
      (["eval", "none.npz", "--dataset", "bars"], "an array `images`"),
+     (["eval", "deep.npy", "--dataset", "bars"], "holds uint16 of shape"),
+     (["eval", "words.npz", "--dataset", "bars"], "a label for each, a whole number"),
+     (["eval", "onehot.npz", "--dataset", "bars"], "a label for each, a whole number"),
      (["eval", "noise.npy", "--dataset", "bars", "--n", "10"], "too few"),
      (["eval", "noise.npy", "--dataset", "bars", "--k", "0"], "less than 1"),
      (["eval", "noise.npy", "--dataset", "bars", "--features", "inception", "--inception-weights", "no.pth"], "no.pth"),
      (["gam", "run", "nowhere"], "nowhere is not a run"),
      (["gam", "run@7", "run"], "recurrent"),
      (["gam", "run", "small"], "the runs differ in size"),
+     (["dim", "--dataset", "bars", "--k", "5", "--out", "curve"], "--out curve is no name of a picture"),
      (["dim", "--dataset", "bars", "--k", "400"], "too few for k = 400"),
      (["folders", "noise.npy", "nowhere"], "nowhere is not a run"),
      (["fid", "a", "b"], "invalid choice")],
@@ -883,6 +1020,9 @@ def test_one_line_says_what_is_wrong(toy, bars_set, tmp_path, monkeypatch, capsy
     toy(), toy("small", size=6)
     np.save("noise.npy", np.random.default_rng(0).random((100, 4, 4)))
     np.save("wild.npy", np.full((100, 8, 8), 7.0))
+    np.save("deep.npy", np.zeros((100, 8, 8), dtype=np.uint16))
+    for name, labels in (("words", np.array(["a", "b"] * 50)), ("onehot", np.eye(100, dtype=np.int64))):
+        np.savez(f"{name}.npz", images=np.zeros((100, 8, 8)), labels=labels)
     np.savez("none.npz", a=np.zeros((9, 8, 8)), b=np.zeros((9, 8, 8)))
     (tmp_path / "bytes.npy").write_bytes(b"not an array")
     (tmp_path / "empty").mkdir()

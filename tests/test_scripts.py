@@ -461,7 +461,7 @@ assert not child or os.waitpid(child, 0)[1] == 0
     done = subprocess.run(list(map(str, command)), check=False, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     a, b = (contents(tmp_path / name) for name in "ab")
-    assert same(a, b) and (tmp_path / "noise-8.npy").is_file() and not list(tmp_path.glob("*.part"))
+    assert same(a, b) and (tmp_path / "noise-8.cache.npy").is_file() and not list(tmp_path.glob("*.part"))
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------
