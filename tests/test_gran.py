@@ -194,6 +194,14 @@ def test_canvases_and_samples():
     assert not torch.equal(gran.sample(nets, 6, generator=seeded(4), batch_size=10), frames[-1])
 
 
+def test_more_than_one_batch():
+    nets = {"G": small(steps=3)}
+    many = gran.sample(nets, 25, generator=seeded(3), batch_size=10)
+    assert len(many) == len(many.unique(dim=0)) == 25  # no batch is there twice
+    assert torch.equal(many[:6], gran.sample(nets, 6, generator=seeded(3), batch_size=10))
+    assert torch.equal(many, gran.canvases(nets, 25, generator=seeded(3), batch_size=10)[-1])
+
+
 def test_a_batch_has_its_own_statistics():
     """No running averages: eval and train draw the same, and D scores a batch by that batch."""
     G, D = small(), gran.Discriminator([6, 4], 1, 8)
