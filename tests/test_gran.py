@@ -202,6 +202,24 @@ def test_more_than_one_batch():
     assert torch.equal(many, gran.canvases(nets, 25, generator=seeded(3), batch_size=10)[-1])
 
 
+@pytest.mark.parametrize("n", [30, 3])
+def test_nearest_is_a_sample_a_row_and_its_seven_nearest_training_images(tmp_path, n):
+    """Fewer where there are fewer. The first training images are the last samples, rounded to bytes: each its own nearest."""
+    nets, args = {"G": small()}, gran.parse_args(["--batch-size", "16", "--seed", "2"])
+    nn.init.normal_(nets["G"].f.ups[-1].weight)  # samples far apart
+    drawn = gran.sample(nets, 16, generator=seeded(2), batch_size=16) * 255
+    images = torch.cat([drawn.flip(0)[:8].round().byte(), torch.randint(256, (22, 1, 8, 8), generator=seeded()).byte()])[:n]
+    gran.draw_nearest(nets, args, images, tmp_path)
+    k = min(7, n)
+    nearest = torch.cdist(drawn.flatten(1).double(), images.flatten(1).double()).argsort()[:, :k]
+    assert nearest[-3:, 0].tolist() == [2, 1, 0]
+    grid = pil_to_tensor(Image.open(tmp_path / "nearest.png"))[0]
+    assert grid.shape == (16 * 10 + 2, (1 + k) * 10 + 2)
+    rows = grid[:-2, :-2].unfold(0, 10, 10).unfold(1, 10, 10)[:, :, 2:, 2:]  # (16, 1 + k, 8, 8), 2 px between
+    torch.testing.assert_close(rows[:, 0].float(), drawn[:, 0], rtol=0, atol=1)
+    assert torch.equal(rows[:, 1:], images[nearest, 0])
+
+
 def test_a_batch_has_its_own_statistics():
     """No running averages: eval and train draw the same, and D scores a batch by that batch."""
     G, D = small(), gran.Discriminator([6, 4], 1, 8)
