@@ -376,6 +376,13 @@ def test_binarise():
     assert draw_gan.binarise(x, "none") is x
 
 
+@pytest.mark.parametrize("size, n, gaps", [(19, 10, {1, 2}), (1588, 1000, {1, 2}), (60_000, 10_000, {6}), (10, 10, {1}), (7, 10, {1})])
+def test_spread_goes_from_end_to_end(size, n, gaps):
+    chosen = draw_gan.spread(torch.arange(size), n)
+    assert len(chosen) == min(n, size) and chosen[0] == 0
+    assert set(chosen.diff(append=torch.tensor([size])).tolist()) == gaps  # the last is as near to the end as any two are
+
+
 # Pictures and runs ------------------------------------------------------------------------------------------------------
 
 
