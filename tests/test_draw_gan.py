@@ -402,8 +402,11 @@ def test_canvases_and_samples():
     assert frames.shape == (3, 6, 3, 8, 8) and frames.min() >= 0 and frames.max() <= 1
     assert draw_gan.canvases(nets, 6, steps=5, generator=seeded(), batch_size=10).shape == (5, 6, 3, 8, 8)
     assert torch.equal(draw_gan.sample(nets, 6, generator=seeded(), batch_size=10), frames[-1])
-    assert torch.equal(draw_gan.sample(nets, 25, generator=seeded(), batch_size=10)[:6], frames[-1])
     assert not torch.equal(draw_gan.sample(nets, 6, generator=torch.Generator().manual_seed(4), batch_size=10), frames[-1])
+    many = draw_gan.sample(nets, 25, generator=seeded(), batch_size=10)
+    assert len(many) == len(many.unique(dim=0)) == 25  # no batch is there twice
+    assert torch.equal(many[:6], frames[-1])
+    assert torch.equal(many, draw_gan.canvases(nets, 25, generator=seeded(), batch_size=10)[-1])
 
 
 @pytest.fixture(scope="module")
