@@ -15,6 +15,7 @@ from torchvision.utils import make_grid
 
 import data
 import draw_gan
+import metrics
 
 
 def attention(g_x=0.0, g_y=0.0, variance=1.0, delta=1.0, gamma=1.0):
@@ -423,6 +424,60 @@ def folder(tmp_path_factory):
 def arguments(folder, out, *more):
     small = ["--steps", "3", "--hidden", "16", "--z-dim", "4", "--batch-size", "8", "--device", "cpu", "--write", "3"]
     return ["--dataset", str(folder), "--data-dir", str(out), "--out", str(out / "run"), "--iters", "2", *small, *more]
+
+
+@pytest.mark.parametrize("likeness, rests", [(None, None), ("feature", None), ("pixel", "D"), ("ssim", "D"), ("feature", "G")])
+def test_two_updates_by_hand(folder, tmp_path, likeness, rests):
+    """The bound, or eqs. 20 and 21: D first and then DRAW, whose gradient is clipped, at rates that fall; who rests stays."""
+    flags = ["--no-amp", "--epochs", "1", "--clip", "0.5", "--lr-g", "0.01", "--lr-d", "0.005"]
+    if likeness is not None:
+        flags += ["--objective", "draw-gan", "--likeness", likeness, "--layer", "2", "--gamma", "3", "--guard"]
+        flags += {None: ["-1", "1"], "D": ["-1", "-0.9"], "G": ["0.9", "1"]}[rests]  # the lead of a new D is about nought
+    draw_gan.main(arguments(folder / "grey", tmp_path, *flags))
+    trained = metrics.load_checkpoint(tmp_path / "run")
+
+    images, _ = data.load(str(folder / "grey"), tmp_path)
+    torch.manual_seed(0)
+    nets = draw_gan.build(draw_gan.parse_args(["--resume", str(tmp_path / "run")]))
+    G, D, bce, one, nought = nets["G"], nets.get("D"), F.binary_cross_entropy_with_logits, torch.ones(8), torch.zeros(8)
+    G.c_0.data = torch.logit(images.float().mean(0) / 255)
+    rates, betas = {"G": 0.01, "D": 0.005}, {"G": (0.9, 0.999), "D": (0.5, 0.999)}
+    opts = {name: torch.optim.Adam(net.parameters(), betas=betas[name]) for name, net in nets.items()}
+    for share, x in zip((1, 0.75), data.batches(images, 8, "cpu", seed=0)):  # the epoch is 4 updates, for 36 images
+        for name, opt in opts.items():
+            opt.param_groups[0]["lr"] = share * rates[name]
+        if likeness is None:
+            x = torch.bernoulli(x)
+        canvases, _, kl = G(torch.randn(3, 8, 4), x)
+        rec, pixels = canvases[-1].sigmoid(), bce(canvases[-1], x, reduction="sum") / 8
+        if likeness is None:
+            loss = pixels + kl.sum() / 8
+        else:
+            prior = G(torch.randn(3, 8, 4))[0][-1].sigmoid()
+            opts["D"].zero_grad()
+            (bce(D(x), one) + bce(D(rec.detach()), nought) + bce(D(prior.detach()), nought)).backward()
+            if rests != "D":
+                opts["D"].step()
+            features = F.mse_loss(D(rec, 2)[0], D(x, 2)[0], reduction="sum") / 2 / 8
+            like = {"feature": features, "pixel": pixels, "ssim": 144 * (1 - draw_gan.ssim(rec, x).mean())}[likeness]
+            loss = kl.sum() / 8 + 3 * like + bce(D(rec), one) + bce(D(prior), one)
+        opts["G"].zero_grad()
+        loss.backward()
+        assert nn.utils.clip_grad_norm_(G.parameters(), 0.5) > 0.5
+        if rests != "G":
+            opts["G"].step()
+
+    for name, net in nets.items():
+        for ours, (key, p) in zip(trained["optimisers"][name]["state"].values(), net.named_parameters(), strict=True):
+            mean = opts[name].state[p].get("exp_avg", torch.zeros_like(p))  # of the gradients; none where it rested
+            torch.testing.assert_close(ours["exp_avg"], mean, rtol=0, atol=1e-3 * mean.abs().max().item())
+            torch.testing.assert_close(trained["nets"][name][key], p.data, rtol=0, atol=0.1 * rates[name])  # Adam makes much of rounding
+
+
+def test_the_rate_falls_to_a_twentieth(folder, tmp_path):
+    draw_gan.main(arguments(folder / "grey", tmp_path, "--epochs", "1", "--iters", "5", "--lr-g", "0.01"))
+    (group,) = metrics.load_checkpoint(tmp_path / "run")["optimisers"]["G"]["param_groups"]
+    assert group["lr"] == pytest.approx(0.01 / 20)
 
 
 @pytest.mark.parametrize("kind, more", [
