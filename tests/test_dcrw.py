@@ -313,12 +313,19 @@ def test_canvases_and_samples_come_from_the_prior_alone(read):
         c = c + net.update(h)
         torch.testing.assert_close(frames[t], torch.sigmoid(c)[:6])
     assert torch.equal(dcrw.sample(nets, 6, generator=seeded(3), batch_size=10), frames[-1])
-    assert torch.equal(dcrw.sample(nets, 25, generator=seeded(3), batch_size=10)[:6], frames[-1])
     assert not torch.equal(dcrw.sample(nets, 6, generator=seeded(4), batch_size=10), frames[-1])
     assert dcrw.canvases(nets, 6, steps=5, generator=seeded(3), batch_size=10).shape == (5, 6, 1, 6, 6)
     for layer in (net.cnn[0], net.cnn[3], net.q):
         layer.weight.data.fill_(math.nan)
     assert torch.equal(dcrw.sample(nets, 6, generator=seeded(3), batch_size=10), frames[-1])
+
+
+def test_more_than_one_batch():
+    nets = {"DCRW": small()}
+    many = dcrw.sample(nets, 25, generator=seeded(3), batch_size=10)
+    assert len(many) == len(many.unique(dim=0)) == 25  # no batch is there twice
+    assert torch.equal(many[:6], dcrw.sample(nets, 6, generator=seeded(3), batch_size=10))
+    assert torch.equal(many, dcrw.canvases(nets, 25, generator=seeded(3), batch_size=10)[-1])
 
 
 def test_pictures(tmp_path):

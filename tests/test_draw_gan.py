@@ -15,6 +15,7 @@ from torchvision.utils import make_grid
 
 import data
 import draw_gan
+import metrics
 
 
 def attention(g_x=0.0, g_y=0.0, variance=1.0, delta=1.0, gamma=1.0):
@@ -112,13 +113,14 @@ class Plain(nn.Module):
     def forward(self, noise, x=None):
         B = noise.shape[1]
         c, (h, h_dec) = self.c_0.expand(B, -1, -1, -1), (h.expand(B, -1) for h in self.h_0)
-        cell, cell_dec, canvases, divergence = torch.zeros_like(h), torch.zeros_like(h), [], []
+        cell, cell_dec, canvases, windows, divergence = torch.zeros_like(h), torch.zeros_like(h), [], [], []
         for noise_t in noise:
-            z = noise_t
+            z, looked, placed = noise_t, None, None
             if x is not None:
                 r = torch.cat([x, x - torch.sigmoid(c)], 1)
                 if self.N_read:
-                    r = bench_train.read(r, *bench_train.filterbank(self.read_at(h_dec), self.N_read, self.S))
+                    looked = self.read_at(h_dec)
+                    r = bench_train.read(r, *bench_train.filterbank(looked, self.N_read, self.S))
                 h, cell = self.enc(torch.cat([r.flatten(1), h_dec], 1), (h, cell))
                 q = torch.distributions.Normal(self.mu(h), self.log_sigma(h).exp())
                 z = q.mean + q.stddev * noise_t
@@ -127,11 +129,13 @@ class Plain(nn.Module):
             h_dec, cell_dec = self.dec(z, (h_dec, cell_dec))
             w = self.patch(h_dec)
             if self.N_write:
-                window = bench_train.filterbank(self.write_at(h_dec), self.N_write, self.S)
+                placed = self.write_at(h_dec)
+                window = bench_train.filterbank(placed, self.N_write, self.S)
                 w = bench_train.write(w.view(B, self.C, self.N_write, self.N_write), *window)
             c = c + w.view(B, self.C, self.S, self.S)
             canvases.append(c)
-        return canvases, divergence
+            windows.append((looked, placed))
+        return canvases, windows, divergence
 
 
 def twins(C, S, Z, H, T, N_read, N_write):
@@ -153,31 +157,18 @@ def twins(C, S, Z, H, T, N_read, N_write):
 
 @pytest.mark.parametrize("C, S, N_read, N_write", [(1, 28, 2, 5), (3, 12, 3, 2), (1, 12, None, None), (3, 8, None, None)])
 def test_draw_is_its_equations(C, S, N_read, N_write):
+    """Step t reads where the h_dec before it says, and writes where the h_dec after it says; without x nothing is read."""
     ours, plain = twins(C, S, 6, 16, 4, N_read, N_write)
     noise, x = ours.draw_z(5), torch.rand(5, C, S, S)
     for seen in (x, None):
         canvases, windows, divergence = ours(noise, seen)
-        expected, expected_divergence = plain(noise, seen)
+        expected, expected_windows, expected_divergence = plain(noise, seen)
         torch.testing.assert_close(canvases, expected)
-        assert len(windows) == 4
+        torch.testing.assert_close(windows, expected_windows)
         if seen is not None:
             torch.testing.assert_close(divergence, torch.stack(expected_divergence))
-        for looked, placed in windows:
-            assert (looked is not None) == bool(N_read and seen is not None) and (placed is not None) == bool(N_write)
     ours(noise, x)[0][-1].square().mean().backward()
     assert all(p.grad is not None for p in ours.parameters())
-
-
-def test_windows_are_those_of_the_step():
-    """Step t reads where the h_dec before it says, and writes where the h_dec after it says."""
-    ours, plain = twins(1, 28, 6, 16, 3, 2, 5)
-    with torch.no_grad():
-        _, windows, _ = ours(ours.draw_z(5), torch.rand(5, 1, 28, 28))
-        torch.testing.assert_close(windows[0][0], plain.read_at(plain.h_0[1:]).expand(5, -1))
-        ours.hands.bias[:5] += 1  # read: another place at every step, but the first step's writing follows from what is read
-        _, moved, _ = ours(torch.zeros(3, 5, 6))
-    assert all(looked is None for looked, _ in moved)
-    assert windows[0][1].shape == (5, 5) and not torch.equal(windows[0][1], windows[1][1])
 
 
 def test_windows_start_over_the_whole_image():
@@ -270,10 +261,10 @@ def test_bound_counts_nats_per_image_and_step():
     reconstruction, divergence = draw_gan.bound({"G": ours}, x, seed=5, batch_size=4)
     generator = torch.Generator().manual_seed(5)
     parts = [plain(ours.draw_z(len(part), generator=generator), part) for part in x.split(4)]
-    canvas = torch.cat([canvases[-1] for canvases, _ in parts])
+    canvas = torch.cat([canvases[-1] for canvases, _, _ in parts])
     expected = F.binary_cross_entropy(torch.sigmoid(canvas), x, reduction="sum") / 7
     assert reconstruction == pytest.approx(expected.item(), rel=1e-5)
-    expected = torch.cat([torch.stack(kls) for _, kls in parts], 1).mean(1)
+    expected = torch.cat([torch.stack(kls) for _, _, kls in parts], 1).mean(1)
     torch.testing.assert_close(divergence.float(), expected)
     assert draw_gan.bound({"G": ours}, x, seed=5, batch_size=4)[0] == reconstruction
 
@@ -386,6 +377,13 @@ def test_binarise():
     assert draw_gan.binarise(x, "none") is x
 
 
+@pytest.mark.parametrize("size, n, gaps", [(19, 10, {1, 2}), (1588, 1000, {1, 2}), (60_000, 10_000, {6}), (10, 10, {1}), (7, 10, {1})])
+def test_spread_goes_from_end_to_end(size, n, gaps):
+    chosen = draw_gan.spread(torch.arange(size), n)
+    assert len(chosen) == min(n, size) and chosen[0] == 0
+    assert set(chosen.diff(append=torch.tensor([size])).tolist()) == gaps  # the last is as near to the end as any two are
+
+
 # Pictures and runs ------------------------------------------------------------------------------------------------------
 
 
@@ -405,8 +403,11 @@ def test_canvases_and_samples():
     assert frames.shape == (3, 6, 3, 8, 8) and frames.min() >= 0 and frames.max() <= 1
     assert draw_gan.canvases(nets, 6, steps=5, generator=seeded(), batch_size=10).shape == (5, 6, 3, 8, 8)
     assert torch.equal(draw_gan.sample(nets, 6, generator=seeded(), batch_size=10), frames[-1])
-    assert torch.equal(draw_gan.sample(nets, 25, generator=seeded(), batch_size=10)[:6], frames[-1])
     assert not torch.equal(draw_gan.sample(nets, 6, generator=torch.Generator().manual_seed(4), batch_size=10), frames[-1])
+    many = draw_gan.sample(nets, 25, generator=seeded(), batch_size=10)
+    assert len(many) == len(many.unique(dim=0)) == 25  # no batch is there twice
+    assert torch.equal(many[:6], frames[-1])
+    assert torch.equal(many, draw_gan.canvases(nets, 25, generator=seeded(), batch_size=10)[-1])
 
 
 @pytest.fixture(scope="module")
@@ -423,6 +424,60 @@ def folder(tmp_path_factory):
 def arguments(folder, out, *more):
     small = ["--steps", "3", "--hidden", "16", "--z-dim", "4", "--batch-size", "8", "--device", "cpu", "--write", "3"]
     return ["--dataset", str(folder), "--data-dir", str(out), "--out", str(out / "run"), "--iters", "2", *small, *more]
+
+
+@pytest.mark.parametrize("likeness, rests", [(None, None), ("feature", None), ("pixel", "D"), ("ssim", "D"), ("feature", "G")])
+def test_two_updates_by_hand(folder, tmp_path, likeness, rests):
+    """The bound, or eqs. 20 and 21: D first and then DRAW, whose gradient is clipped, at rates that fall; who rests stays."""
+    flags = ["--no-amp", "--epochs", "1", "--clip", "0.5", "--lr-g", "0.01", "--lr-d", "0.005"]
+    if likeness is not None:
+        flags += ["--objective", "draw-gan", "--likeness", likeness, "--layer", "2", "--gamma", "3", "--guard"]
+        flags += {None: ["-1", "1"], "D": ["-1", "-0.9"], "G": ["0.9", "1"]}[rests]  # the lead of a new D is about nought
+    draw_gan.main(arguments(folder / "grey", tmp_path, *flags))
+    trained = metrics.load_checkpoint(tmp_path / "run")
+
+    images, _ = data.load(str(folder / "grey"), tmp_path)
+    torch.manual_seed(0)
+    nets = draw_gan.build(draw_gan.parse_args(["--resume", str(tmp_path / "run")]))
+    G, D, bce, one, nought = nets["G"], nets.get("D"), F.binary_cross_entropy_with_logits, torch.ones(8), torch.zeros(8)
+    G.c_0.data = torch.logit(images.float().mean(0) / 255)
+    rates, betas = {"G": 0.01, "D": 0.005}, {"G": (0.9, 0.999), "D": (0.5, 0.999)}
+    opts = {name: torch.optim.Adam(net.parameters(), betas=betas[name]) for name, net in nets.items()}
+    for share, x in zip((1, 0.75), data.batches(images, 8, "cpu", seed=0)):  # the epoch is 4 updates, for 36 images
+        for name, opt in opts.items():
+            opt.param_groups[0]["lr"] = share * rates[name]
+        if likeness is None:
+            x = torch.bernoulli(x)
+        canvases, _, kl = G(torch.randn(3, 8, 4), x)
+        rec, pixels = canvases[-1].sigmoid(), bce(canvases[-1], x, reduction="sum") / 8
+        if likeness is None:
+            loss = pixels + kl.sum() / 8
+        else:
+            prior = G(torch.randn(3, 8, 4))[0][-1].sigmoid()
+            opts["D"].zero_grad()
+            (bce(D(x), one) + bce(D(rec.detach()), nought) + bce(D(prior.detach()), nought)).backward()
+            if rests != "D":
+                opts["D"].step()
+            features = F.mse_loss(D(rec, 2)[0], D(x, 2)[0], reduction="sum") / 2 / 8
+            like = {"feature": features, "pixel": pixels, "ssim": 144 * (1 - draw_gan.ssim(rec, x).mean())}[likeness]
+            loss = kl.sum() / 8 + 3 * like + bce(D(rec), one) + bce(D(prior), one)
+        opts["G"].zero_grad()
+        loss.backward()
+        assert nn.utils.clip_grad_norm_(G.parameters(), 0.5) > 0.5
+        if rests != "G":
+            opts["G"].step()
+
+    for name, net in nets.items():
+        for ours, (key, p) in zip(trained["optimisers"][name]["state"].values(), net.named_parameters(), strict=True):
+            mean = opts[name].state[p].get("exp_avg", torch.zeros_like(p))  # of the gradients; none where it rested
+            torch.testing.assert_close(ours["exp_avg"], mean, rtol=0, atol=1e-3 * mean.abs().max().item())
+            torch.testing.assert_close(trained["nets"][name][key], p.data, rtol=0, atol=0.1 * rates[name])  # Adam makes much of rounding
+
+
+def test_the_rate_falls_to_a_twentieth(folder, tmp_path):
+    draw_gan.main(arguments(folder / "grey", tmp_path, "--epochs", "1", "--iters", "5", "--lr-g", "0.01"))
+    (group,) = metrics.load_checkpoint(tmp_path / "run")["optimisers"]["G"]["param_groups"]
+    assert group["lr"] == pytest.approx(0.01 / 20)
 
 
 @pytest.mark.parametrize("kind, more", [

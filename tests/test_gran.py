@@ -6,15 +6,22 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
+from torchvision.transforms.functional import pil_to_tensor
 
 import data
 import gran
+import metrics
 
 
 def small(steps=3, noise="once", tie=False, kernels=(6, 4), channels=1, size=8, z_dim=5):
     torch.manual_seed(0)
     return gran.Generator(list(kernels), channels, size, z_dim, steps, noise, tie)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def conv(k_in, k_out):
@@ -135,24 +142,82 @@ def test_losses():
 
 
 def test_every_weight_learns():
-    """With T > 1 each weight of G gets a gradient through the recurrence, and D's through both terms."""
+    """With T > 1 each weight of G gets a gradient through the recurrence."""
     G, D = small(), gran.Discriminator([6, 4], 1, 8)
     gran.g_loss(D(G(G.draw_z(10)))).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in G.named_parameters() if "norms" in name)
-    assert all(p.grad is not None for p in [*G.parameters(), *D.parameters()])
+    assert all(p.grad is not None for p in G.parameters())
+
+
+def test_two_updates_by_hand(tmp_path):
+    """D on labels 1 and 0, then G on label 1 through the D just updated; each has its own rate, betas 0.5 and 0.999."""
+    images = torch.randint(256, (30, 8, 8), generator=seeded()).byte()
+    (tmp_path / "images").mkdir()
+    for k, image in enumerate(images.numpy()):
+        Image.fromarray(image).save(tmp_path / f"images/{k:02}.png")
+    run = tmp_path / "run"
+    common = ["--dataset", str(tmp_path / "images"), "--data-dir", str(tmp_path), "--out", str(run), "--device", "cpu", "--no-amp"]
+    gran.main([*common, "--steps", "3", "--iters", "2", "--batch-size", "10", "--lr-g", "1e-3", "--lr-d", "3e-3"])
+    trained = metrics.load_checkpoint(run)
+
+    served = data.batches(data.load(str(tmp_path / "images"), tmp_path)[0], 10, "cpu", seed=0)
+    torch.manual_seed(0)
+    nets = gran.build(gran.parse_args(["--resume", str(run)]))
+    G, D, bce = nets["G"], nets["D"], F.binary_cross_entropy_with_logits
+    opt_G, opt_D = (torch.optim.Adam(net.parameters(), lr, betas=(0.5, 0.999)) for net, lr in ((G, 1e-3), (D, 3e-3)))
+    for x in itertools.islice(served, 2):
+        fake = G(torch.randn(1, 10, 60).expand(3, 10, 60))
+        opt_D.zero_grad()
+        (bce(D(x), torch.ones(10)) + bce(D(fake.detach()), torch.zeros(10))).backward()
+        opt_D.step()
+        opt_G.zero_grad()
+        bce(D(fake), torch.ones(10)).backward()
+        opt_G.step()
+
+    for name, optimiser in (("G", opt_G), ("D", opt_D)):
+        assert trained["optimisers"][name]["param_groups"][0]["betas"] == (0.5, 0.999)
+        for ours, (key, p) in zip(trained["optimisers"][name]["state"].values(), nets[name].named_parameters(), strict=True):
+            mean = optimiser.state[p]["exp_avg"]  # of the gradients
+            torch.testing.assert_close(ours["exp_avg"], mean, rtol=1e-3, atol=1e-5)
+            sure = mean.abs() > 1e-4  # a bias before batch norm has a gradient of mere rounding, of which Adam makes a whole step
+            torch.testing.assert_close(trained["nets"][name][key][sure], p.data[sure], rtol=0, atol=1e-4)
 
 
 def test_canvases_and_samples():
     nets = {"G": small(steps=3)}
-    seeded = lambda: torch.Generator().manual_seed(3)
-    frames = gran.canvases(nets, 6, generator=seeded(), batch_size=10)
-    longer = gran.canvases(nets, 6, steps=5, generator=seeded(), batch_size=10)
+    frames = gran.canvases(nets, 6, generator=seeded(3), batch_size=10)
+    longer = gran.canvases(nets, 6, steps=5, generator=seeded(3), batch_size=10)
     assert frames.shape == (3, 6, 1, 8, 8) and longer.shape == (5, 6, 1, 8, 8)
     assert torch.equal(frames, longer[:3])  # drawing on goes on from the same canvas (Table 4)
     assert frames.min() >= 0 and frames.max() <= 1
-    assert torch.equal(gran.sample(nets, 6, generator=seeded(), batch_size=10), frames[-1])
-    assert torch.equal(gran.sample(nets, 25, generator=seeded(), batch_size=10)[:6], frames[-1])
-    assert not torch.equal(gran.sample(nets, 6, generator=torch.Generator().manual_seed(4), batch_size=10), frames[-1])
+    assert torch.equal(gran.sample(nets, 6, generator=seeded(3), batch_size=10), frames[-1])
+    assert not torch.equal(gran.sample(nets, 6, generator=seeded(4), batch_size=10), frames[-1])
+
+
+def test_more_than_one_batch():
+    nets = {"G": small(steps=3)}
+    many = gran.sample(nets, 25, generator=seeded(3), batch_size=10)
+    assert len(many) == len(many.unique(dim=0)) == 25  # no batch is there twice
+    assert torch.equal(many[:6], gran.sample(nets, 6, generator=seeded(3), batch_size=10))
+    assert torch.equal(many, gran.canvases(nets, 25, generator=seeded(3), batch_size=10)[-1])
+
+
+@pytest.mark.parametrize("n", [30, 3])
+def test_nearest_is_a_sample_a_row_and_its_seven_nearest_training_images(tmp_path, n):
+    """Fewer where there are fewer. The first training images are the last samples, rounded to bytes: each its own nearest."""
+    nets, args = {"G": small()}, gran.parse_args(["--batch-size", "16", "--seed", "2"])
+    nn.init.normal_(nets["G"].f.ups[-1].weight)  # samples far apart
+    drawn = gran.sample(nets, 16, generator=seeded(2), batch_size=16) * 255
+    images = torch.cat([drawn.flip(0)[:8].round().byte(), torch.randint(256, (22, 1, 8, 8), generator=seeded()).byte()])[:n]
+    gran.draw_nearest(nets, args, images, tmp_path)
+    k = min(7, n)
+    nearest = torch.cdist(drawn.flatten(1).double(), images.flatten(1).double()).argsort()[:, :k]
+    assert nearest[-3:, 0].tolist() == [2, 1, 0]
+    grid = pil_to_tensor(Image.open(tmp_path / "nearest.png"))[0]
+    assert grid.shape == (16 * 10 + 2, (1 + k) * 10 + 2)
+    rows = grid[:-2, :-2].unfold(0, 10, 10).unfold(1, 10, 10)[:, :, 2:, 2:]  # (16, 1 + k, 8, 8), 2 px between
+    torch.testing.assert_close(rows[:, 0].float(), drawn[:, 0], rtol=0, atol=1)
+    assert torch.equal(rows[:, 1:], images[nearest, 0])
 
 
 def test_a_batch_has_its_own_statistics():
