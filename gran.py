@@ -252,7 +252,7 @@ def draw_nearest(nets, args, images, folder):
     """nearest.png (Figures 7, 8, 24): sixteen samples, each at the left of its row, then its seven nearest training images."""
     from torchvision.utils import save_image
 
-    images = images[: 2**28 // images[0].numel()]  # a GiB of floats at most
+    images = images[:: math.ceil(images.numel() / 2**28)]  # a GiB of floats at most, from end to end
     drawn = sample(nets, 16, generator=torch.Generator().manual_seed(args.seed), batch_size=args.batch_size).cpu()
     _, indices = metrics.nearest(images, min(7, len(images)), queries=drawn * 255)
     rows = torch.cat([drawn[:, None], images[indices] / 255], 1)
