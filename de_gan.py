@@ -436,6 +436,8 @@ def legible(nets, args, classifier, images, labels, n=2000):
     """
     y = torch.arange(n) % args.classes
     x = sample(nets, n, y, torch.Generator().manual_seed(args.seed + 1), args.batch_size).cpu()
+    if not x.isfinite().all():
+        raise FloatingPointError("G draws what is not finite: try a lower --lr-g or --lr-d, or --no-amp; the last good checkpoint is kept")
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:10_000]  # folders lie class by class
     images, labels = images[chosen], labels[chosen]
     pairs = ((x[y == label], images[labels == label]) for label in labels.unique())

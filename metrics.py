@@ -1530,10 +1530,15 @@ def main(argv=None):
     command = {"eval": eval_command, "gam": gam_command, "dim": dim_command, "folders": folders_command}[args.command]
     try:
         device_of(args.device)
+        for file in filter(None, (args.json, getattr(args, "out", None))):  # said before the work, which may take an hour
+            if not Path(file).absolute().parent.is_dir():
+                raise InputError(f"{file} cannot be written: there is no such folder")
         command(args)
     except (InputError, OSError) as error:
         print(f"metrics.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

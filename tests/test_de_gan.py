@@ -346,6 +346,9 @@ def test_diversity_is_of_all_classes_that_have_one(monkeypatch):
     assert math.isnan(de_gan.legible(None, args, Halves(), images[-3:], labels[-3:])[1])
     many = namespace(classes=3000, seed=0, batch_size=64)                # more than there are samples: none of two
     assert math.isnan(de_gan.legible(None, many, Halves(), images[:6000], torch.arange(6000) % 3000)[1])
+    drawn[7] = math.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        de_gan.legible(None, args, Halves(), images, labels)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import ctypes
 import json
 import math
 import pickle
+import signal
 import subprocess
 import sys
 import weakref
@@ -1011,6 +1012,8 @@ def test_dim_prints_and_draws_the_curve(bars_set, tmp_path, capsys):
      (["gam", "run@7", "run"], "recurrent"),
      (["gam", "run", "small"], "the runs differ in size"),
      (["dim", "--dataset", "bars", "--k", "5", "--out", "curve"], "--out curve is no name of a picture"),
+     (["dim", "--dataset", "bars", "--k", "5", "--out", "nowhere/curve.png"], "nowhere/curve.png cannot be written"),
+     (["eval", "noise.npy", "--dataset", "bars", "--json", "nowhere/e.json"], "nowhere/e.json cannot be written"),
      (["dim", "--dataset", "bars", "--k", "400"], "too few for k = 400"),
      (["folders", "noise.npy", "nowhere"], "nowhere is not a run"),
      (["fid", "a", "b"], "invalid choice")],
@@ -1031,6 +1034,13 @@ def test_one_line_says_what_is_wrong(toy, bars_set, tmp_path, monkeypatch, capsy
     error = capsys.readouterr().err
     lines = [line for line in error.splitlines() if "error:" in line]
     assert stop.value.code == 2 and len(lines) == 1 and said in lines[0] and "Traceback" not in error
+
+
+def test_ctrl_c_ends_a_command_quietly(monkeypatch, capsys):
+    monkeypatch.setattr(metrics, "dim_command", lambda args: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as stop:
+        metrics.main(["dim", "--device", "cpu"])
+    assert stop.value.code == 130 and capsys.readouterr() == ("", "")
 
 
 def test_neighbours_are_scikit_learns():
