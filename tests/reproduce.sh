@@ -293,7 +293,7 @@ assets() {  # the README's pictures
     last first gran5-digits
     for name in gran{1,3,5} vae info draw draw-gan; do last $name-0 $name-mnist; done
     for name in aae gan wgan dcgan de_gan; do last $name-labels-0 $name-mnist-labels; done
-    for name in draw draw-gan; do last $name-telugu-0 $name-telugu; done
+    for name in vae info draw draw-gan; do last $name-telugu-0 $name-telugu; done
     for name in dcgan de_gan gran1; do last $name-cifar10 $name-cifar10; done
     for name in gran5 draw; do cp runs/$name-0/steps.gif assets/$name-mnist.gif; done
     cp runs/gran5-0/steps.png assets/gran5-mnist-steps.png

@@ -24,6 +24,8 @@ flags = dict(zip(argv, argv[1:]))
 run = Path(flags.get("--resume") or flags.get("--out", ""))
 if argv[0] == "-":
     sys.stdin.read()
+    for made in argv[1:]:
+        Path(made).suffix == ".png" and Path(made).touch()
 elif argv[0] == "metrics.py":
     for made in {{flags["--json"], flags.get("--out", flags["--json"])}}:
         Path(made).touch()
