@@ -137,8 +137,8 @@ class DCRW(nn.Module):
         return (torch.stack(canvases) if every_step else c), *map(torch.stack, zip(*q))
 
     def decode(self, z, h, s):
-        """A step of the LSTM, z (B, Z), output and cell (B, H) to both anew, in float32: autocast on CUDA would round the cell."""
-        with torch.autocast(z.device.type, enabled=False):
+        """A step of the LSTM: z (B, Z), output and cell (B, H) to both anew, in float32."""
+        with torch.autocast("cuda", enabled=False):                    # it would round the cell; a CPU's rounds the products alone
             return self.rnn(z, (h, s))
 
     def update(self, h):

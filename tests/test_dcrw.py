@@ -179,13 +179,16 @@ def test_noise_once_is_one_draw():
 
 
 @pytest.mark.parametrize("read", [3, None])
-def test_the_lstm_stays_out_of_autocast(read):
-    """On CUDA autocast hands an LSTM cell bfloat16 states; on a CPU it does not, so what is asked is whether it is on."""
+def test_the_lstm_stays_out_of_cudas_autocast(read):
+    """There autocast hands an LSTM cell bfloat16 states; a CPU's does not, so what is asked is whether CUDA's is on."""
     net, inside = small(read), []
-    net.rnn.register_forward_pre_hook(lambda module, inputs: inside.append(torch.is_autocast_enabled("cpu")))
-    with torch.autocast("cpu", torch.bfloat16):
+    net.rnn.register_forward_pre_hook(lambda module, inputs: inside.append(torch.is_autocast_enabled("cuda")))
+    torch.set_autocast_enabled("cuda", True)
+    try:
         net(torch.rand(2, 1, 6, 6), net.draw_noise(2))
-        assert torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_enabled("cuda")
+    finally:
+        torch.set_autocast_enabled("cuda", False)
     assert inside == [False] * net.steps
 
 
