@@ -122,6 +122,13 @@ gran() {  # GRAN: Tables 2 and 4 and the figures of samples, steps and neighbour
         measure gran-$seed eval runs/gran{1,3,5}-$seed
     done
     spread gran gran
+    script gran-longer runs/gran5-0 results/gran5-longer.png <<'EOF'
+import sys
+import gran, metrics, torch
+from torchvision.utils import make_grid, save_image
+frames = gran.canvases(metrics.load_run(sys.argv[1]).nets, 32, steps=9, generator=torch.Generator().manual_seed(0))
+save_image([make_grid(frames[t - 1], nrow=8) for t in (5, 7, 9)], sys.argv[2], padding=8, pad_value=1)
+EOF
 }
 
 table3() {  # GRAN: Table 3, opponents without a discriminator, three seeds
@@ -299,6 +306,7 @@ assets() {  # the README's pictures
     cp runs/gran5-0/steps.png assets/gran5-mnist-steps.png
     cp runs/gran3-once-0/nearest.png assets/gran3-nearest.png
     for name in once per-step; do cp runs/gran3-$name-0/steps.png assets/gran3-$name.png; done
+    cp results/gran5-longer.png assets/
     for name in dcrw dcrw-none; do
         cp runs/$name-0/times.png assets/$name-times.png
         cp runs/$name-0/losses.png assets/$name-losses.png
