@@ -262,8 +262,9 @@ for name in sys.argv[1:]:
 EOF
 }
 
-faces() {  # DE-GAN where the paper has CelebA: Table I, Figures 4, 7, 8
-    train de_gan-faces de_gan.py --dataset faces --epochs 4
+faces() {  # DE-GAN where the paper has CelebA: Table I, Figures 4, 7, 8; three seeds
+    local seed
+    for seed in 0 1 2; do train de_gan-faces-$seed de_gan.py --dataset faces --epochs 4 --seed $seed; done
     measure dim-faces dim --dataset faces --n 10000 --k 20 100 1000 --out results/dim-faces.png
 }
 
@@ -288,8 +289,11 @@ precision() {  # README, Speed: bfloat16 against float32, three seeds of each
     measure precision eval runs/dcgan-{bf16,f32}-{0,1,2}
 }
 
-cifar10() {  # GRAN: Table 5, second column; of one core's time an update takes two seconds
-    train gran1-cifar10 gran.py --dataset cifar10 --steps 1 --batch-size 32 --iters 600 --sample-every 100
+cifar10() {  # GRAN: Table 5, second column, three seeds; of one core's time an update takes two seconds
+    local seed
+    for seed in 0 1 2; do
+        train gran1-cifar10-$seed gran.py --dataset cifar10 --steps 1 --batch-size 32 --iters 600 --sample-every 100 --seed $seed
+    done
 }
 
 assets() {  # the README's pictures
@@ -301,7 +305,8 @@ assets() {  # the README's pictures
     for name in gran{1,3,5} vae info draw draw-gan; do last $name-0 $name-mnist; done
     for name in aae gan wgan dcgan de_gan; do last $name-labels-0 $name-mnist-labels; done
     for name in vae info draw draw-gan; do last $name-telugu-0 $name-telugu; done
-    for name in dcgan de_gan gran1; do last $name-cifar10 $name-cifar10; done
+    for name in dcgan de_gan; do last $name-cifar10 $name-cifar10; done
+    last gran1-cifar10-0 gran1-cifar10
     for name in gran5 draw; do cp runs/$name-0/steps.gif assets/$name-mnist.gif; done
     cp runs/gran5-0/steps.png assets/gran5-mnist-steps.png
     cp runs/gran3-once-0/nearest.png assets/gran3-nearest.png
@@ -312,11 +317,11 @@ assets() {  # the README's pictures
         cp runs/$name-0/losses.png assets/$name-losses.png
     done
     for name in noise nearest; do cp runs/de_gan-labels-0/$name.png assets/de_gan-$name.png; done
-    for name in interpolation losses; do cp runs/de_gan-faces/$name.png assets/de_gan-faces-$name.png; done
+    for name in interpolation losses; do cp runs/de_gan-faces-0/$name.png assets/de_gan-faces-$name.png; done
     cp runs/de_gan-cifar10/losses.png assets/de_gan-cifar10-losses.png
     for name in mnist cifar10 faces; do cp results/dim-$name.png assets/; done
     [ -z "${ITERS:-}" ] || return 0  # a rehearsal has none of these
-    cp runs/gran1-cifar10/samples/000300.png assets/gran1-cifar10-300.png
+    cp runs/gran1-cifar10-0/samples/000300.png assets/gran1-cifar10-300.png
     for name in walk arithmetic filters forget; do cp runs/dcgan-faces-0/explore/$name.png assets/faces-$name.png; done
     python - assets/*.png <<'EOF'
 import sys
