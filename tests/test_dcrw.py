@@ -397,3 +397,15 @@ def test_a_run(tmp_path, read, capsys):
     assert "held-out, 10 images: L_x" in capsys.readouterr().out
     dcrw.main(["--resume", str(run), "--sample", "5", "--steps", "6", "--out", str(tmp_path / "drawn")])
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 5
+
+
+def test_held_out_images_are_of_every_class(tmp_path):
+    """Of a folder that lies class by class, black and then white, reconstructions.png has both among its ten."""
+    for split, name in itertools.product(("train", "test"), ("black", "white")):
+        (tmp_path / "set" / split / name).mkdir(parents=True)
+        for i in range(20):
+            Image.new("L", (8, 8), 255 * (name == "white")).save(tmp_path / "set" / split / name / f"{i}.png")
+    dcrw.main(["--dataset", str(tmp_path / "set"), "--data-dir", str(tmp_path), "--out", str(tmp_path / "run"), "--device", "cpu",
+               "--batch-size", "10", "--iters", "1", "--steps", "2"])
+    shown = to_tensor(Image.open(tmp_path / "run/reconstructions.png"))[0, 6::10, 6]  # a pixel of each row's held-out image
+    assert len(shown) == 10 and set(shown.tolist()) == {0, 1}
