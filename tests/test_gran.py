@@ -157,15 +157,17 @@ def test_two_updates_by_hand(tmp_path):
         Image.fromarray(image).save(tmp_path / f"images/{k:02}.png")
     run = tmp_path / "run"
     common = ["--dataset", str(tmp_path / "images"), "--data-dir", str(tmp_path), "--out", str(run), "--device", "cpu", "--no-amp"]
-    gran.main([*common, "--steps", "3", "--iters", "2", "--batch-size", "10", "--lr-g", "1e-3", "--lr-d", "3e-3"])
-    trained = metrics.load_checkpoint(run)
+    gran.main([*common, "--steps", "3", "--iters", "1", "--batch-size", "10", "--lr-g", "1e-3", "--lr-d", "3e-3"])
+    checkpoints = [metrics.load_checkpoint(run)]
+    gran.main(["--resume", str(run), "--iters", "2"])
+    checkpoints.append(metrics.load_checkpoint(run))
 
     served = data.batches(data.load(str(tmp_path / "images"), tmp_path)[0], 10, "cpu", seed=0)
     torch.manual_seed(0)
     nets = gran.build(gran.parse_args(["--resume", str(run)]))
     G, D, bce = nets["G"], nets["D"], F.binary_cross_entropy_with_logits
     opt_G, opt_D = (torch.optim.Adam(net.parameters(), lr, betas=(0.5, 0.999)) for net, lr in ((G, 1e-3), (D, 3e-3)))
-    for x in itertools.islice(served, 2):
+    for x, trained in zip(served, checkpoints):
         fake = G(torch.randn(1, 10, 60).expand(3, 10, 60))
         opt_D.zero_grad()
         (bce(D(x), torch.ones(10)) + bce(D(fake.detach()), torch.zeros(10))).backward()
@@ -173,15 +175,14 @@ def test_two_updates_by_hand(tmp_path):
         opt_G.zero_grad()
         bce(D(fake), torch.ones(10)).backward()
         opt_G.step()
-
-    for name, optimiser in (("G", opt_G), ("D", opt_D)):
-        assert trained["optimisers"][name]["param_groups"][0]["betas"] == (0.5, 0.999)
-        for ours, (key, p) in zip(trained["optimisers"][name]["state"].values(), nets[name].named_parameters(), strict=True):
-            mean = optimiser.state[p]["exp_avg"]  # of the gradients
-            most = mean.abs().max().item()  # rounding may put a unit on the other side of ReLU's kink: a few thousandths of it
-            torch.testing.assert_close(ours["exp_avg"], mean, rtol=0, atol=1e-2 * most + 1e-6)
-            sure = (mean.abs() > 0.1 * most) & (mean.abs() > 1e-4)  # of a gradient of mere rounding Adam makes a whole step
-            torch.testing.assert_close(trained["nets"][name][key][sure], p.data[sure], rtol=0, atol=1e-4)
+        for name, optimiser in (("G", opt_G), ("D", opt_D)):
+            assert trained["optimisers"][name]["param_groups"][0]["betas"] == (0.5, 0.999)
+            for ours, (key, p) in zip(trained["optimisers"][name]["state"].values(), nets[name].named_parameters(), strict=True):
+                mean = optimiser.state[p]["exp_avg"]  # of the gradients
+                torch.testing.assert_close(ours["exp_avg"], mean, rtol=1e-3, atol=1e-5)
+                sure = mean.abs() > 1e-4  # a bias before batch norm has a gradient of mere rounding, of which Adam makes a whole step
+                torch.testing.assert_close(trained["nets"][name][key][sure], p.data[sure], rtol=0, atol=1e-4)
+            nets[name].load_state_dict(trained["nets"][name])  # with its biases: others may put a unit across ReLU's kink
 
 
 def test_canvases_and_samples():
