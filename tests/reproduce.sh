@@ -129,6 +129,21 @@ from torchvision.utils import make_grid, save_image
 frames = gran.canvases(metrics.load_run(sys.argv[1]).nets, 32, steps=9, generator=torch.Generator().manual_seed(0))
 save_image([make_grid(frames[t - 1], nrow=8) for t in (5, 7, 9)], sys.argv[2], padding=8, pad_value=1)
 EOF
+    script gran-swing runs/gran5-1 results/gran5-1-on "$DATA" <<'EOF'
+import shutil, subprocess, sys  # how a D's threshold swings: five updates more, one by one
+import data, metrics
+run, further, data_dir = sys.argv[1:]
+test_images, _ = data.load("mnist", data_dir, "test")
+shutil.rmtree(further, ignore_errors=True)
+shutil.copytree(run, further)
+for updates in range(6):
+    if updates:
+        more = ["--resume", further, "--iters", str(trained.step + 1), "--data-dir", data_dir, "--device", "cpu"]
+        subprocess.run([sys.executable, "gran.py", *more], check=True, stdout=subprocess.DEVNULL)
+    trained = metrics.load_run(further)
+    (on_test,), ((on_own,),) = metrics.error_rates([trained], test_images, n=2000)
+    print(f"after {trained.step} updates D errs on {on_test:.1%} of test images, {on_own:.1%} of its own G's samples")
+EOF
 }
 
 table3() {  # GRAN: Table 3, opponents without a discriminator, three seeds
