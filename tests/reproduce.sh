@@ -141,7 +141,7 @@ for updates in range(6):
         more = ["--resume", further, "--iters", str(trained.step + 1), "--data-dir", data_dir, "--device", "cpu"]
         subprocess.run([sys.executable, "gran.py", *more], check=True, stdout=subprocess.DEVNULL)
     trained = metrics.load_run(further)
-    (on_test,), ((on_own,),) = metrics.error_rates([trained], test_images, n=2000)
+    (on_test,), ((on_own,),) = metrics.error_rates([trained], test_images / 255, n=2000)
     print(f"after {trained.step} updates D errs on {on_test:.1%} of test images, {on_own:.1%} of its own G's samples")
 EOF
 }
