@@ -20,7 +20,7 @@ Differs from the paper
 - The paper prints neither the length of z_t, nor batch size, rate or number of epochs: see the defaults.
 
 Measured (torch 2.14.1, one core of an Intel Xeon with bfloat16, seeds 0, 1, 2): `--dataset mnist --epochs 8`, MNIST's 10,000
-test images: 117.0, 114.1, 112.0 nats (L_x 93.9, L_z 20.4 on average) after 7 to 8 minutes; with `--read none` 145.4, 145.3, 147.2
+test images: 117.0, 114.1, 112.0 nats (L_x 93.9, L_z 20.4 on average) after 5 to 8 minutes; with `--read none` 145.4, 145.3, 147.2
 (124.7, 21.3) after 3. Table I has 70.2 + 1.5 and 147.2 + 31.1.
 """
 
