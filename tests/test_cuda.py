@@ -119,8 +119,8 @@ def cuda(monkeypatch):
     return mode
 
 
-FLAGS = ["gran --steps 3", "gran --steps 3 --noise per-step", "draw_gan --steps 3", "draw_gan --steps 3 --objective draw-gan",
-         "dcrw --steps 3", "dcrw --steps 3 --read none", "de_gan --vae-iters 1 --conditional", "de_gan --noise plain",
+FLAGS = ["gran --steps 2", "gran --steps 2 --noise per-step", "draw_gan --steps 2", "draw_gan --steps 2 --objective draw-gan",
+         "dcrw --steps 2", "dcrw --steps 2 --read none", "de_gan --vae-iters 1 --conditional", "de_gan --noise plain",
          "dcgan --conditional", "dcgan --arch dense", "dcgan --objective wgan", "vae --arch conv", "vae --objective dvae",
          "vae --objective info --conditional", "vae --objective aae --conditional"]
 
@@ -146,17 +146,15 @@ def train(flags, out, *more):
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-def test_a_run_on_cuda_ends_as_on_the_cpu_draws_and_is_measured(flags, cuda, noise, tmp_path):
+def test_a_run_on_cuda_ends_as_on_the_cpu_draws_and_judges(flags, cuda, noise, tmp_path):
     here = train(flags, tmp_path / "here", "--no-amp", "--device", "cpu")
     with cuda:
         there = train(flags, tmp_path / "there", "--no-amp", "--device", "cuda")
         run = metrics.load_run(there, "cuda")
-        drawn = run.sample(30, labels=torch.arange(30) % 2 if run.conditional else None)
+        labels = torch.arange(30) % 2 if run.conditional else None
+        drawn = run.sample(30, labels=labels)
         assert run.step == 4 and (drawn.device.type, drawn.dtype, drawn.shape) == ("cuda", torch.float32, (30, 1, 28, 28))
-        common = [here, there, "--dataset", "digits", "--n", "60", "--data-dir", str(tmp_path), "--device", "cuda"]
-        metrics.main(["eval", *common, "--k", "3"])
-        if run.logits:
-            metrics.main(["gam", *common])
+        assert run.logits is None or run.logits(drawn, labels).shape == (30,)
     if isinstance(cuda, PretendCuda):
         weights = [metrics.load_checkpoint(folder)["nets"] for folder in (here, there)]
         assert all(map(torch.equal, *map(tree_leaves, weights)))
@@ -184,10 +182,14 @@ def test_explorations_on_cuda(look, cuda, noise, tmp_path):
     assert list((tmp_path / "run/explore").glob(f"{look}.*"))
 
 
-def test_dimensions_and_folders_on_cuda(cuda, noise, tmp_path):
+def test_measures_on_cuda(cuda, noise, tmp_path):
+    runs = [train(flags, tmp_path / name, "--device", "cpu") for name, flags in (("a", "gran --steps 2"), ("b", "dcgan"), ("c", "vae"))]
     for name in ("generated", "real"):
         np.save(tmp_path / f"{name}.npy", np.random.default_rng(len(name)).random((40, 1, 8, 8), dtype=np.float32))
+    common = ["--dataset", "digits", "--n", "60", "--data-dir", str(tmp_path), "--device", "cuda"]
     with cuda:
+        metrics.main(["eval", *runs, "--k", "3", *common])
+        metrics.main(["gam", *runs, *common])
         metrics.main(["dim", "--dataset", "digits", "--k", "5", "--device", "cuda", "--out", str(tmp_path / "dim.png")])
         metrics.main(["folders", *(str(tmp_path / f"{name}.npy") for name in ("generated", "real")), "--device", "cuda"])
     assert (tmp_path / "dim.png").exists()
