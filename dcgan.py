@@ -4,7 +4,7 @@ GAN:   Goodfellow et al. 2014, Generative adversarial networks, arXiv:1406.2661
 DCGAN: Radford, Metz, Chintala 2016, Unsupervised representation learning with ..., arXiv:1511.06434
 WGAN:  Arjovsky, Chintala, Bottou 2017, arXiv:1701.07875
 
-    python dcgan.py --dataset lsun-rooms --batch-size 128             the paper's run: 1024-512-256-128 maps, 64 px
+    python dcgan.py --dataset lsun-rooms --batch-size 128             the paper's sizes: 1024-512-256-128 maps, 64 px
     python dcgan.py --iters 20                                        a smoke run on the embedded digits
     python dcgan.py --arch dense --dataset mnist                      Goodfellow's network
     python dcgan.py --objective wgan --dataset mnist                  the same game with Wasserstein's distance
@@ -17,7 +17,8 @@ Differs from the papers
 - 28 and 32 px start from 7x7 and 4x4 maps, a quarter of the paper's in width, to train on a CPU; --width 128 is the paper's.
 - --conditional joins one-hot labels to every layer's input, as in the networks of DE-GAN, Table II.
 - The dense networks train with Adam from N(0, 0.02) as the others, not with momentum from a uniform start.
-- An update of WGAN is one of G; G learns from the noise that the critic met last, not from a batch of its own.
+- G learns from the noise that D or the critic met last, not from a batch of its own. An update of WGAN is one of G.
+- The paper's LSUN is bedrooms; `lsun-rooms` are GRAN's kitchens and living rooms.
 
 Measured (torch 2.14.1, one core of an Intel Xeon with bfloat16, seeds 0, 1, 2): `--dataset mnist --conditional --epochs 12`:
 a classifier reads 97.1, 97.5, 97.2 % of 10,000 samples as their label, FID 0.202 on its features (mean; real test images
@@ -317,7 +318,7 @@ def parse_args(argv=None):
     add("--conditional", action=argparse.BooleanOptionalAction, default=False, help="G and D are given the labels")
     add("--arch", choices=["conv", "dense"], default="conv", help="DCGAN's networks, or Goodfellow's")
     add("--objective", choices=["gan", "wgan"], default="gan", help="logistic loss, or a clipped critic (WGAN)")
-    add("--width", type=metrics.count, help="maps at half the image's side, doubled at each halving; the paper's 128 "
+    add("--width", type=metrics.count, help="conv: maps at half the image's side, doubled at each halving; the paper's 128 "
         "from 64 px on, 32 below, if not given")
     add("--d-steps", type=metrics.count, help="updates of D for each of G; 1, for wgan the paper's 5, if not given")
     add("--explore", choices=EXPLORATIONS, help="only explore the run given by --resume, into RUN/explore")
@@ -332,6 +333,8 @@ def parse_args(argv=None):
     for name in ("concepts", "attributes", "latents"):
         if getattr(args, name) and args.explore not in (("walk", "arithmetic") if name == "latents" else ("arithmetic", "forget")):
             parser.error(f"--{name} does not go with this: see its help and --explore")
+    if args.latents and (args.concepts or args.attributes):
+        parser.error("--latents are the points themselves: leave --concepts and --attributes out")
     if args.resume:
         return metrics.resumed_args(parser, argv, "dcgan", free={"seed"} if args.explore else ())
     if args.batch_size == 1:
@@ -455,6 +458,7 @@ def train(args):
                 log.writerow([step, *(f"{mean:.4f}" for mean in means), f"{rate:.0f}"])
                 sums, printed, since = 0, step, time.perf_counter()
             if step % args.sample_every == 0 or ends:
+                metrics.check_finite(folder, step, nets)  # before they are looked at
                 if step == total or not stopping:
                     draw_pictures(nets, args, folder, step)
                 metrics.save_run(folder, "dcgan", kept, step, nets, optimisers)
@@ -670,6 +674,7 @@ def arithmetic(args, run, folder, drawn=10_000, trials=200):
     rows = [[*pixels[0, :, i], None, *around[3 * i : 3 * i + 3], None, pixel_sums[0, i]] for i in range(3)]
     board([*rows, [*middle, None, None, around[4], None, None, mean_sums[0]]], folder / "arithmetic.png", scale=4)
     if args.latents:
+        (folder / "arithmetic.txt").unlink(missing_ok=True)                  # of another picture
         return
     meant = c | {name: value for name, value in a.items() if value != b.get(name)}
     lines = [["pictures read as", *(f"{name}={value}" for name, value in meant.items()), "all of it"]]
@@ -862,6 +867,9 @@ def filters(args, run, folder):
     a random D to the left, the trained one to the right."""
     taught = load_training(args)
     images, labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
+    if args.classes:  # a folder's test images may be of classes that were not trained
+        known = labels < args.classes
+        images, labels = images[known], labels[known]
     images, labels = (images[:2000] / 255).to(run.device), labels[:2000].to(run.device) if args.classes else None
     rows = [[] for _ in range(12)]
     for D in discriminators(args, run, *taught):
@@ -894,6 +902,8 @@ def features(args, run, folder):
         kinds[name] = [pooled_features(D, part) for part in (images, test)]
     lines = [["labels", "attribute", "most common", *(f"{kind} ({part[0].shape[1]})" for kind, part in kinds.items())]]
     told, asked = attributes_of(args, labels), attributes_of(args, test_labels)
+    if all((value == value[0]).all() for value in told.values()):
+        raise data.InputError(f"--explore features reads labels off images, and those of {args.dataset} are all of one class")
     for count, name in itertools.product(sorted({min(n, len(images)) for n in (100, 1000, 10_000)}), told):
         y, y_test = told[name][:count].to(run.device), asked[name].to(run.device)
         shares = [(y_test == y.mode().values).double().mean().item(),

@@ -359,6 +359,7 @@ def train(args):
                 log.writerow([step, *(f"{mean:.4f}" for mean in means), *tests, f"{rate:.0f}"])
                 sums, printed, since = 0, step, time.perf_counter()
             if step % args.sample_every == 0 or ends:
+                metrics.check_finite(folder, step, nets)  # before they are looked at
                 if step == total or not stopping:
                     draw_pictures(nets, args, some, folder, step)
                 if step == total:                                      # before the checkpoint, with which the run is whole

@@ -48,7 +48,7 @@ import data
 import metrics
 
 # Shapes: B batch, Z length of z, C x S x S an image, K kernels of a layer, L classes (0 without labels).
-# Between maps and dense layers lie rows of S x S x K numbers, in channels_last's own order, so that nothing is copied.
+# Between the maps and dense layers of G and D lie rows of S x S x K numbers, in channels_last's own order, so that nothing is copied.
 
 
 def up(k_in, k_out, kernel=5, stride=2):
@@ -473,7 +473,7 @@ def parse_args(argv=None):
     add("--lr-d", type=metrics.rate, default=2e-4, help="Adam's rate for D")
     add("--log-every", type=metrics.count, default=50, help="updates between two printed lines")
     add("--sample-every", type=metrics.count, default=200, help="updates between two grids, each with a checkpoint")
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks; as CUDA graphs on a GPU")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks, but for the frozen VAE; as CUDA graphs on a GPU")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the device is fast at it if not given")
     add("--conditional", action=argparse.BooleanOptionalAction, default=False, help="G and D read labels, as on MNIST")
     add("--noise", choices=["decoder-encoder", "plain"], default="decoder-encoder",
@@ -482,7 +482,7 @@ def parse_args(argv=None):
     add("--lambda-hidden", type=weight, default=0.01, help="lambda_2, the weight of the hidden-space loss; 0 leaves it out")
     add("--z-dim", type=metrics.count, default=128, help="length of the noise; the paper's is 128")
     add("--width", type=metrics.count, help="maps at half the image's side, doubled at each halving, at 32 and 64 px; the paper's 64 if not given")
-    add("--vae-iters", type=metrics.count, help="updates of the VAE before the game; three epochs if not given")
+    add("--vae-iters", type=metrics.count, help="updates of the VAE before the game, if there is one; three epochs if not given")
     add("--lr-vae", type=metrics.rate, default=1e-3, help="Adam's rate for the VAE")
     add("--accuracy-every", type=metrics.count, help="updates between two rows of accuracy.csv; an epoch if not given")
     args = parser.parse_args(argv)
@@ -527,7 +527,6 @@ def train(args):
     args.accuracy_every = args.accuracy_every or per_epoch
     if args.amp is None:
         args.amp = data.has_bf16(device)
-    classifier = metrics.classifier_of(args.dataset, args.data_dir, args.size, device) if classes else None
 
     torch.manual_seed(args.seed)
     nets = build(args)
@@ -541,6 +540,7 @@ def train(args):
     total = args.iters or args.vae_iters + args.epochs * per_epoch
     if start >= total:
         raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
+    classifier = metrics.classifier_of(args.dataset, args.data_dir, args.size, device) if classes else None
     vae, fast = nets.get("vae"), nets
     if args.compile:  # nets itself stays plain, for samples: a CUDA graph would overwrite each batch with the next
         fast = {key: torch.compile(net, mode="reduce-overhead" if device.type == "cuda" else "default") for key, net in nets.items()}
@@ -586,6 +586,7 @@ def train(args):
                 print(f"step {step:6}/{total} | {accuracy:.1%} of 2,000 samples read as their label, rdd {diversity:.3f}")
                 curve.writerow([step, step - args.vae_iters, f"{accuracy:.4f}", f"{diversity:.4f}"])
             if step % args.sample_every == 0 or step == args.vae_iters or ends:
+                metrics.check_finite(folder, step, nets)  # before they are looked at
                 if step == total or not stopping:
                     draw_pictures(nets, args, folder, step) if game else draw_vae(nets, x, folder)
                 if step == total and game:                       # before the checkpoint, with which the run is whole

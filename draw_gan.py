@@ -536,6 +536,7 @@ def train(args):
                 log.writerow([step, *(f"{mean:.4f}" for mean in means), f"{rate:.0f}"])
                 sums, printed, since = 0, step, time.perf_counter()
             if step % args.sample_every == 0 or ends:
+                metrics.check_finite(folder, step, nets)  # before they are looked at
                 if step == total or not stopping:
                     draw_pictures(nets, args, folder, step, held_out)
                     write_bound(nets, args, bounds, step, held_out if step == total else spread(held_out, 1000))

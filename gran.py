@@ -16,7 +16,7 @@ Differs from the paper
 - Learning rates were chosen on a validation set and not printed. The defaults are those of the authors' checkpoints, where
   D is slower than G by 2 to 2.5 times, but for MNIST's networks, where D is twice as fast (with a slower one GRAN3 and
   GRAN5 collapsed); they stay constant. All training images are used; the paper held out 10,000.
-- For T = 1, g is never called; it exists all the same, so that a trained run can be drawn with more steps (Table 4).
+- For T = 1, g is never called and stays as it started: such a run cannot be drawn with more steps (Table 4).
 
 Measured (torch 2.14.1, bfloat16): `--dataset mnist --epochs 6` for T = 1, 3 and 5, means of seeds 0, 1 and 2 on an Intel Xeon:
 FID 1.86, 0.89 and 0.91 on classifier features, n = 10,000 (real test images 0.013); digits are legible. On the embedded
@@ -221,9 +221,11 @@ def canvases(nets, n, steps=None, generator=None, batch_size=100):
     """The canvas after each step, (T, n, C, S, S) in [0, 1]; steps defaults to the T of the training.
 
     Latents come from `generator` (on the CPU), so that pictures agree across devices; whole batches are drawn and cut
-    to n, since batch norm sees the batch.
+    to n, since batch norm sees the batch. InputError for more steps of a run of T = 1, whose g is untrained.
     """
     G = nets["G"]
+    if G.steps == 1 < (steps or 1):
+        raise data.InputError(f"a run of --steps 1 has an untrained g, and cannot draw with {steps} steps")
     device = next(G.parameters()).device
     parts = [G(G.draw_z(batch_size, steps, generator).to(device), every_step=True) for _ in range(0, n, batch_size)]
     return torch.cat(parts, 1)[:, :n]
@@ -248,14 +250,19 @@ def draw_pictures(nets, args, folder, step):
                duration=[400] * len(rest) + [1600])
 
 
-def draw_nearest(nets, args, images, folder):
-    """nearest.png (Figures 7, 8, 24): sixteen samples, each at the left of its row, then its seven nearest training images."""
+def draw_nearest(nets, args, images, folder, most=2**28):
+    """nearest.png (Figures 7, 8, 24): sixteen samples, each at the left of its row, then its seven nearest training images.
+
+    The images are searched in parts of `most` numbers, a GiB of floats, and then the nearest ones of all parts.
+    """
     from torchvision.utils import save_image
 
-    images = images[:: math.ceil(images.numel() / 2**28)]  # a GiB of floats at most, from end to end
     drawn = sample(nets, 16, generator=torch.Generator().manual_seed(args.seed), batch_size=args.batch_size).cpu()
-    _, indices = metrics.nearest(images, min(7, len(images)), queries=drawn * 255)
-    rows = torch.cat([drawn[:, None], images[indices] / 255], 1)
+    near = [metrics.nearest(images[part], min(7, len(part)), queries=drawn * 255)[1] + part[0]
+            for part in torch.arange(len(images)).split(most // images[0].numel())]
+    near = torch.cat(near, 1).unique()                            # an image may be near to several samples
+    _, indices = metrics.nearest(images[near], min(7, len(near)), queries=drawn * 255)
+    rows = torch.cat([drawn[:, None], images[near[indices]] / 255], 1)
     save_image(rows.flatten(0, 1), folder / "nearest.png", nrow=rows.shape[1])
 
 
@@ -376,6 +383,7 @@ def train(args):
                 log.writerow([step, *(f"{mean:.4f}" for mean in means), f"{rate:.0f}"])
                 sums, printed, since = 0, step, time.perf_counter()
             if step % args.sample_every == 0 or ends:
+                metrics.check_finite(folder, step, nets)  # before they are looked at
                 if step == total or not stopping:
                     draw_pictures(nets, args, folder, step)
                 if step == total:                                # before the checkpoint, with which the run is whole

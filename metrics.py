@@ -50,8 +50,7 @@ def save_run(folder, script, args, step, nets, optimisers):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not all(value.isfinite().all() for net in nets.values() for value in net.state_dict().values()):
-        raise FloatingPointError(f"the weights are not finite at step {step}: {folder} keeps its last good checkpoint")
+    check_finite(folder, step, nets)
     values = args if isinstance(args, dict) else vars(args)
     checkpoint = {
         "script": script,
@@ -65,6 +64,13 @@ def save_run(folder, script, args, step, nets, optimisers):
         },
     }
     _write(folder / "checkpoint.pt", checkpoint)
+
+
+def check_finite(folder, step, nets):
+    """Raises FloatingPointError if a weight of `nets`, a dict of modules, is not finite."""
+    if not all(value.isfinite().all() for net in nets.values() for value in net.state_dict().values()):
+        raise FloatingPointError(f"the weights are not finite at step {step}: try a lower --lr, --lr-g or --lr-d, or --no-amp; "
+                                 f"{folder} keeps its last good checkpoint")
 
 
 def _write(path, content):
@@ -169,6 +175,8 @@ def load_run(path, device="cpu", steps=None):
     if steps is not None and ("steps" not in inspect.signature(module.sample).parameters or steps < 1):
         raise InputError(f"{path}@{steps}: @STEPS is for recurrent models, from 1 step on; {script}.py takes none such")
     args = argparse.Namespace(**checkpoint["args"])
+    if checkpoint["step"] <= getattr(args, "vae_iters", 0):
+        raise InputError(f"{path} has no generator yet: update {checkpoint['step']} of its VAE's {args.vae_iters}; go on with --resume")
     try:
         nets = module.build(args)
         for name, net in nets.items():
@@ -290,8 +298,8 @@ FREE_ON_RESUME = {"data_dir", "device", "epochs", "iters", "log_every", "sample_
 def resumed_args(parser, argv, script, free=()):
     """The arguments of the run that --resume names, and over them what was typed.
 
-    What would make it another run cannot be typed anew: only FREE_ON_RESUME and the names in `free` may differ. With
-    --epochs typed, an --iters of the run's start no longer holds.
+    What would make it another run cannot be typed anew: only FREE_ON_RESUME and the names in `free` may differ, and with
+    --sample the seed, for other samples. With --epochs typed, an --iters of the run's start no longer holds.
     """
     resume = parser.parse_args(argv).resume
     saved = load_checkpoint(resume, script)["args"]
@@ -302,7 +310,7 @@ def resumed_args(parser, argv, script, free=()):
         raise _unfit(resume, script, f"its args have no {min(missing)}")
     untyped = dict.fromkeys(("out", "resume", "sample", "epochs", "iters"))
     typed = parser.parse_args(argv, argparse.Namespace(**saved | untyped))
-    for name in saved.keys() - FREE_ON_RESUME - set(free):
+    for name in saved.keys() - FREE_ON_RESUME - set(free) - ({"seed"} if typed.sample else set()):
         if getattr(typed, name) != saved[name]:
             parser.error(f"--{name.replace('_', '-')} is {saved[name]} in {resume} and cannot be changed")
     if typed.out and not typed.sample:
@@ -878,6 +886,11 @@ class Classifier(nn.Module):
         return self.read(self.features(x))
 
 
+def _apart():
+    """A context whose random numbers are its own: a run that needs a classifier in its midst goes on as it would without."""
+    return torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else [])
+
+
 def train_classifier(images, labels, epochs=8, least=1000, batch_size=250, lr=0.2, seed=0, device="cpu", name="net"):
     """A `Classifier` of uint8 images (N, C, S, S) and int64 labels (N,), trained and in evaluation mode.
 
@@ -887,10 +900,9 @@ def train_classifier(images, labels, epochs=8, least=1000, batch_size=250, lr=0.
     classes, targets = labels.unique(return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"labels: at least two classes are needed, not {len(classes)}")
-    torch_state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    net = Classifier(images.shape[1], images.shape[2], classes).to(device, memory_format=torch.channels_last)
-    torch.set_rng_state(torch_state)  # training a classifier in the midst of a run leaves the run's numbers as they are
+    with _apart():
+        torch.manual_seed(seed)
+        net = Classifier(images.shape[1], images.shape[2], classes).to(device, memory_format=torch.channels_last)
     batch_size = min(batch_size, len(images))
     total = max(epochs * (len(images) // batch_size), least)
     optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -972,7 +984,8 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
     for place in filter(zipfile.is_zipfile, places):
         saved = torch.load(place, map_location="cpu", weights_only=True)
         if saved["key"] == key:
-            net = Classifier(images.shape[1], images.shape[2], saved["state"]["labels"])
+            with _apart():
+                net = Classifier(images.shape[1], images.shape[2], saved["state"]["labels"])
             net.load_state_dict(saved["state"])
             net.test_error = saved["test_error"]
             return net.to(device, memory_format=torch.channels_last).eval()
@@ -1345,6 +1358,9 @@ def gam_command(args):
     if all(run.logits is None for run in runs):
         names = ", ".join(run.name for run in runs)
         raise InputError(f"none of {names} has a discriminator, so there is no battle to hold")
+    for run in runs:
+        if run.conditional and labels.max() >= run.args.classes:
+            raise InputError(f"{run.name} was trained on {run.args.classes} classes, the test images have {labels.max() + 1}")
     n = min([args.n, *(len(run.images) for run in runs if isinstance(run, Images))])
     n_test = min(n, len(images))
     with _stage(f"{len(runs)} runs, {n} samples of each"):

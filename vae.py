@@ -186,16 +186,19 @@ def build(args):
 
 @torch.no_grad()
 def sample(nets, n, labels=None, generator=None, batch_size=100):
-    """n images (n, C, S, S) in [0, 1], the pixels' means given z ~ N(0, I); of labels (n,) where the run is conditional.
+    """n images (n, C, S, S) in [0, 1], the pixels' means given z ~ N(0, I); a conditional run draws `labels` (n,), or 0, 1,
+    2, ... in turn where there are none.
 
     Latents come from `generator` (on the CPU), so that pictures agree across devices.
     """
     decoder = nets["decoder"]
     device = next(decoder.parameters()).device
+    if labels is None and decoder.classes:
+        labels = torch.arange(n) % decoder.classes
     parts = []
     for start in range(0, n, batch_size):  # whole batches: a picture is the same to the bit for any n
         z = torch.randn(batch_size, decoder.z_dim, generator=generator).to(device)
-        y = None if labels is None else labels[torch.arange(start, start + batch_size) % n].to(device)
+        y = labels[torch.arange(start, start + batch_size) % n].to(device) if decoder.classes else None
         parts.append(decoder(z, y).sigmoid())
     return torch.cat(parts)[:n]
 
@@ -236,8 +239,7 @@ def draw_pictures(nets, args, images, labels, folder, step):
     from torchvision.utils import make_grid
 
     columns = args.classes if 2 <= args.classes <= 16 else 8  # a column per class
-    classes = torch.arange(8 * columns) % args.classes if args.conditional else None
-    drawn = sample(nets, 8 * columns, classes, torch.Generator().manual_seed(args.seed), args.batch_size)
+    drawn = sample(nets, 8 * columns, generator=torch.Generator().manual_seed(args.seed), batch_size=args.batch_size)
     save_captioned(make_grid(drawn, columns), f"samples from the prior, step {step}", folder / f"samples/{step:06}.png")
 
     device = next(nets["decoder"].parameters()).device
@@ -436,6 +438,7 @@ def train(args):
                 log.writerow(row)
                 sums, printed, since = 0, step, time.perf_counter()
             if step % args.sample_every == 0 or ends:
+                metrics.check_finite(folder, step, nets)  # before they are looked at
                 if step == total or not stopping:
                     draw_pictures(nets, args, test_images, test_labels, folder, step)
                 if step == total and args.z_dim == 2:                # before the checkpoint, with which the run is whole

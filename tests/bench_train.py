@@ -16,7 +16,8 @@ passes outside of the networks, their losses' backward pass and the optimisers, 
 floating-point operations at the machine's matrix rate, as a share of the time taken. Then 10,000 samples, `--help`, and the
 time from the command to the first update, in seconds, and the kernels of an update: on CUDA its launches, on a CPU the calls
 of operators that compute, about one launch each, from which one may estimate what an update takes where launches are the
-limit. The part `memory` has a line of its own: GRAN's peak for T = 10, 20 and 40, and what a step more takes.
+limit. Three parts have lines of their own: `first`, how long README's first command takes to its first grid and to its end;
+`memory`, GRAN's peak for T = 10, 20 and 40, and what a step more takes; `busy`, GRAN5's speed beside a program that computes.
 """
 
 import argparse
@@ -53,6 +54,7 @@ PARTS = {  # name: (script and its own flags, data set or None for --dataset's, 
     "dcgan-cifar10": ("dcgan.py", "cifar10", 10),
     "de_gan-cifar10": ("de_gan.py --vae-iters 1", "cifar10", 2),
 }
+OWN = ("first", "memory", "busy")  # parts that print a line of their own
 
 
 # ------------------------------------------------------------------------------- inside the process that is measured
@@ -266,9 +268,45 @@ def memory(flags):
     return peaks
 
 
+def first(device):
+    """(s to the first grid, s in all) of python gran.py --steps 5 as a new user runs it, the digits not yet drawn."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, ROOT / "gran.py", "--steps", "5", "--device", device, "--data-dir", f"{folder}/data"]
+        began, grid = time.perf_counter(), None
+        with subprocess.Popen([*command, "--out", f"{folder}/run"], stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None:
+                if grid is None and any(Path(folder, "run").glob("samples/*.png")):
+                    grid = time.perf_counter() - began
+                time.sleep(0.1)
+        if process.returncode:
+            sys.exit("python gran.py --steps 5 failed")
+        return grid, time.perf_counter() - began
+
+
+def busy(flags, lines):
+    """GRAN5's images/s: alone, with one core taken by an endless loop, and beside that with the threads that are left."""
+    import torch
+
+    endless = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  # but for the end of this program
+    threads, speeds = torch.get_num_threads(), []
+    for loops, left in ((0, threads), (1, threads), (1, max(1, threads - 1))):
+        os.environ["OMP_NUM_THREADS"] = str(left)  # for the processes begun from here on
+        loop = subprocess.Popen([sys.executable, "-c", endless]) if loops else None
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                argv = [*flags, "--steps", "5", "--batch-size", "100", "--iters", str(10 * (lines + 1)), "--out", f"{folder}/run"]
+                speeds.append(100 / timed_lines("ours", "gran.py", argv, 10)[0])
+        finally:
+            if loop:
+                loop.kill()
+                loop.wait()
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+    return speeds
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("part", nargs="*", help=", ".join([*PARTS, "memory"]))
+    parser.add_argument("part", nargs="*", help=", ".join([*PARTS, *OWN]))
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--device", default="cpu")
@@ -282,11 +320,19 @@ def main():
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; {dtype} products at {rate / 1e9:.0f} GFLOP/s")
     print(f"{'':15} {'ms':>7} {'img/s':>7} {'GiB':>5} {'usual':>6} {'least, most':>13} {'outside':>8} {'floor':>6} {'samples':>8} "
           f"{'--help':>7} {'start':>6} {'kernels':>8}", flush=True)  # fmt: skip
-    for part in args.part or [*PARTS, "memory"]:
+    for part in args.part or [*PARTS, *OWN]:
         flags, dataset, per_line = PARTS.get(part, ("gran.py", None, 1))
         script, *flags = flags.split()
         flags += ["--dataset", dataset or args.dataset, "--data-dir", args.data_dir, "--device", args.device]
         flags += ["--sample-every", "1000000000", *([] if args.amp else ["--no-amp"])]
+        if part == "first":
+            grid, end = first(args.device)
+            print(f"first: python gran.py --steps 5 shows a grid after {grid:.0f} s and is done after {end:.0f} s", flush=True)
+            continue
+        if part == "busy":
+            alone, beside, fewer = busy(flags, args.lines)
+            print(f"busy: GRAN5 {alone:.0f} img/s alone, {beside:.0f} beside an endless loop, {fewer:.0f} with a thread fewer too", flush=True)
+            continue
         if part == "memory":
             peaks = memory(flags)
             print("memory of GRAN: " + ", ".join(f"{peak:.2f} GiB at T = {T}" for T, peak in peaks.items())

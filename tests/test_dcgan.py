@@ -262,6 +262,7 @@ def test_the_spread_of_images_that_are_all_the_same(tmp_path):
     (["--explore", "sideways"], "invalid choice"),
     (["--latents", "z.npy"], "--latents does not go"),
     (["--explore", "filters", "--resume", "x", "--concepts", "a=1"], "--concepts does not go"),
+    (["--explore", "arithmetic", "--resume", "x", "--latents", "z.npy", "--attributes", "a.csv"], "leave --concepts and --attributes out"),
 ])  # fmt: skip
 def test_flags_that_do_not_go_together(argv, said, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -463,7 +464,10 @@ def test_walk(runs, capsys):
 def test_arithmetic_with_latents_of_the_users(runs):
     """The middle of the nine is G(a - b + c), and the sum of the pictures stands to the right."""
     np.save(runs / "z9.npy", dcgan.draw_z(9, 100, torch.Generator().manual_seed(1)).numpy())
+    (runs / "plain/explore").mkdir(exist_ok=True)
+    (runs / "plain/explore/arithmetic.txt").write_text("of an earlier picture")
     dcgan.main(["--resume", str(runs / "plain"), "--explore", "arithmetic", "--latents", str(runs / "z9.npy")])
+    assert not (runs / "plain/explore/arithmetic.txt").exists()
     assert size_of(runs / "plain/explore/arithmetic.png") == tiles(9, 4, 4)
     board = torch.from_numpy(np.asarray(Image.open(runs / "plain/explore/arithmetic.png").convert("L")) / 255).float()[None]
     tile = lambda row, column: board[:, row * 114 + 2 : row * 114 + 114 : 4, column * 114 + 2 : column * 114 + 114 : 4]
@@ -515,6 +519,32 @@ def test_explorations_that_a_run_cannot_give(runs, run, exploration, said, capsy
         dcgan.main(["--resume", str(runs / run), "--explore", exploration])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and said in error and error.count("\n") == 1
+
+
+def test_features_need_two_classes(tmp_path, capsys):
+    """All images in one folder: any reading of their class would be right."""
+    folder = squares(tmp_path / "squares", 40)
+    (folder / "0").rename(tmp_path / "flat")
+    train(tmp_path / "flat", tmp_path / "run", "--batch-size", "9", iters=1)
+    with pytest.raises(SystemExit) as stop:
+        dcgan.main(["--resume", str(tmp_path / "run"), "--explore", "features"])
+    assert stop.value.code == 2 and "all of one class" in capsys.readouterr().err
+
+
+def test_test_images_of_a_class_that_was_not_trained(tmp_path, capsys):
+    """The filters are shown the others; a battle says what is wrong."""
+    for split in ("train", "test"):
+        squares(tmp_path / "data" / split, 30)
+    (tmp_path / "data/test/2").mkdir()
+    for i in range(5):
+        Image.new("L", (28, 28), 50 * i).save(tmp_path / f"data/test/2/{i}.png")
+    run = tmp_path / "run"
+    train(tmp_path / "data", run, "--conditional", "--batch-size", "9", iters=2)
+    dcgan.main(["--resume", str(run), "--explore", "filters"])
+    assert size_of(run / "explore/filters.png") == tiles(14, 12, 3)
+    with pytest.raises(SystemExit) as stop:
+        metrics.main(["gam", str(run), str(run), "--data-dir", str(tmp_path), "--n", "30"])
+    assert stop.value.code == 2 and "run was trained on 2 classes, the test images have 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("attributes", ["1", "0,2"])

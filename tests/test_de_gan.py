@@ -426,6 +426,25 @@ def test_exact_resume(folder, tmp_path, vae_iters):
     assert all(bool(row["loss_d"]) != bool(row["vae"]) for row in rows)
 
 
+def test_a_run_that_is_still_at_its_vae_cannot_be_sampled(folder, tmp_path, capsys):
+    run(folder, tmp_path / "run", "--vae-iters", "3", "--iters", "2")
+    with pytest.raises(SystemExit) as stop:
+        de_gan.main(["--resume", str(tmp_path / "run"), "--sample", "4"])
+    assert stop.value.code == 2 and "update 2 of its VAE's 3" in capsys.readouterr().err
+    de_gan.main(["--resume", str(tmp_path / "run"), "--iters", "4"])
+    de_gan.main(["--resume", str(tmp_path / "run"), "--sample", "4"])
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--size", "48"], "not 48"), (["--width", "32"], "no --width"), (["--batch-size", "31"], "batch size 31"),
+])  # fmt: skip
+def test_what_cannot_be_is_said_before_a_classifier_is_taught(folder, tmp_path, monkeypatch, capsys, flags, said):
+    monkeypatch.setattr(metrics, "classifier_of", None)
+    with pytest.raises(SystemExit) as stop:
+        run(folder, tmp_path / "run", "--conditional", *flags)
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
 def test_a_conditional_run_counts_what_is_legible(folder, tmp_path, monkeypatch):
     """accuracy.csv every two updates of the game and at the end, as counted from the checkpoint; 6 updates = 3 + resume + 3,
     however often it counts."""

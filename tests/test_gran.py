@@ -204,14 +204,15 @@ def test_more_than_one_batch():
     assert torch.equal(many, gran.canvases(nets, 25, generator=seeded(3), batch_size=10)[-1])
 
 
-@pytest.mark.parametrize("n", [30, 3])
-def test_nearest_is_a_sample_a_row_and_its_seven_nearest_training_images(tmp_path, n):
-    """Fewer where there are fewer. The first training images are the last samples, rounded to bytes: each its own nearest."""
+@pytest.mark.parametrize("n, most", [(30, 2**28), (3, 2**28), (30, 64 * 11)])
+def test_nearest_is_a_sample_a_row_and_its_seven_nearest_training_images(tmp_path, n, most):
+    """Fewer where there are fewer; the same if searched eleven images at a time. The first training images are the last
+    samples, rounded to bytes: each its own nearest."""
     nets, args = {"G": small()}, gran.parse_args(["--batch-size", "16", "--seed", "2"])
     nn.init.normal_(nets["G"].f.ups[-1].weight)  # samples far apart
     drawn = gran.sample(nets, 16, generator=seeded(2), batch_size=16) * 255
     images = torch.cat([drawn.flip(0)[:8].round().byte(), torch.randint(256, (22, 1, 8, 8), generator=seeded()).byte()])[:n]
-    gran.draw_nearest(nets, args, images, tmp_path)
+    gran.draw_nearest(nets, args, images, tmp_path, most)
     k = min(7, n)
     nearest = torch.cdist(drawn.flatten(1).double(), images.flatten(1).double()).argsort()[:, :k]
     assert nearest[-3:, 0].tolist() == [2, 1, 0]
@@ -220,6 +221,14 @@ def test_nearest_is_a_sample_a_row_and_its_seven_nearest_training_images(tmp_pat
     rows = grid[:-2, :-2].unfold(0, 10, 10).unfold(1, 10, 10)[:, :, 2:, 2:]  # (16, 1 + k, 8, 8), 2 px between
     torch.testing.assert_close(rows[:, 0].float(), drawn[:, 0], rtol=0, atol=1)
     assert torch.equal(rows[:, 1:], images[nearest, 0])
+
+
+def test_a_run_of_one_step_cannot_draw_with_more():
+    """Its g was never trained."""
+    nets = {"G": small(steps=1)}
+    assert torch.equal(gran.sample(nets, 4, generator=seeded(), steps=1), gran.sample(nets, 4, generator=seeded()))
+    with pytest.raises(data.InputError, match="untrained g"):
+        gran.sample(nets, 4, steps=2)
 
 
 def test_a_batch_has_its_own_statistics():

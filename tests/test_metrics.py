@@ -465,6 +465,7 @@ def test_classifier_learns_and_is_cached(monkeypatch, tmp_path):
 
     monkeypatch.setattr(metrics, "train_classifier", None)  # the second time it is read
     again = metrics.classifier_of("bars", "place")
+    assert (torch.get_rng_state() == before).all()
     assert again.test_error == net.test_error
     assert all((a == b).all() for a, b in zip(net.state_dict().values(), again.state_dict().values()))
 

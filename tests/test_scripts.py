@@ -436,6 +436,9 @@ def test_a_script_copied_alone_trains_draws_and_is_measured(script, pictures, tm
         train(script, pictures, out, "--data-dir", "data", "--seed", seed)
     assert call(script, "--resume", "a", "--sample", "4", "--out", "drawn")[0] == 0
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 4
+    for out, seed in (("same", "0"), ("others", "7")):  # another seed, other samples
+        assert call(script, "--resume", "a", "--sample", "4", "--seed", seed, "--out", out)[0] == 0
+        assert (contents(tmp_path / out) == contents(tmp_path / "drawn")) == (out == "same")
     measures = ["--features", "pixels", "--k", 1, "--device", "cpu", "--json", "eval.json"]
     status, _, err = call("metrics", "eval", "a", "drawn", *measures, "--dataset", pictures)
     assert status == 0, err
@@ -609,9 +612,10 @@ def test_an_absurd_rate_stops_the_run_with_its_step(script, pictures, tmp_path):
 
 
 @every_script
-@pytest.mark.parametrize("every", [1, 100])
-def test_weights_that_turn_nan_stop_the_run(script, every, trained, tmp_path):
-    """By the last step of update 5, all losses finite: found as they are saved, or by the next loss; the last good stay."""
+@pytest.mark.parametrize("every, iters", [(1, 9), (100, 9), (100, 5)])
+def test_weights_that_turn_nan_stop_the_run(script, every, iters, trained, tmp_path):
+    """By the last step of update 5, all losses finite: found before they are drawn and saved, be it at the end, or by the
+    next loss; the last good stay."""
     run, steps = tmp_path / "run", {}
     shutil.copytree(trained(script), run)
 
@@ -623,11 +627,11 @@ def test_weights_that_turn_nan_stop_the_run(script, every, trained, tmp_path):
 
     handle = register_optimizer_step_post_hook(poison)
     try:
-        said = refused(script, "--resume", run, "--iters", 9, "--log-every", 1, "--sample-every", every)
+        said = refused(script, "--resume", run, "--iters", iters, "--log-every", 1, "--sample-every", every)
     finally:
         handle.remove()
     kept = metrics.load_checkpoint(run)
-    assert ("not finite at step 5" if every == 1 else "not finite by step 6") in said
+    assert ("not finite by step 6" if (every, iters) == (100, 9) else "not finite at step 5") in said
     assert kept["step"] == (4 if every == 1 else 2)
     assert all(value.isfinite().all() for net in kept["nets"].values() for value in net.values())
 

@@ -243,8 +243,10 @@ def test_conditional_samples_follow_their_labels():
     images = vae.sample(nets, 13, labels, torch.Generator().manual_seed(0), batch_size=5)
     z = torch.cat([torch.randn(5, 3, generator=g) for g in [torch.Generator().manual_seed(0)] for _ in range(3)])[:13]
     torch.testing.assert_close(images, nets["decoder"](z, labels).sigmoid())
+    in_turn = vae.sample(nets, 13, generator=torch.Generator().manual_seed(0), batch_size=5)
+    torch.testing.assert_close(in_turn, nets["decoder"](z, torch.arange(13) % 2).sigmoid())
     with pytest.raises(ValueError, match="labels"):
-        vae.sample(nets, 13)
+        nets["decoder"](z)
 
 
 def test_class_folders_sort_as_labels_do(tmp_path):
