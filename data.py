@@ -22,6 +22,7 @@ float32 in [0, 1]. A batch is one gather and one division on the device, so ther
 LSUN ships as LMDB files: export them to folders of images first, as its own data.py does.
 """
 
+import collections
 import contextlib
 import functools
 import glob
@@ -62,7 +63,7 @@ FOLDERS = {  # name: where its folder of images may be inside data_dir; the firs
     "telugu": ("telugu",),
 }
 LSUN = {"lsun-church": ("church_outdoor",), "lsun-rooms": ("kitchen", "living_room")}  # its own names, in data_dir/lsun
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 HIDDEN = (".", "__MACOSX")  # how the names begin that are passed over
 
 
@@ -83,7 +84,7 @@ def load(dataset, data_dir="data", split="train", size=None, classes=None):
     Images of a folder: C is 1 where all of them, of both splits, are grey (R = G = B everywhere), else 3. EXIF rotation
     is applied, transparency put on white, palette and CMYK turned to RGB, 16-bit grey brought to 8; of an animation
     the first frame counts. Files that cannot be read (no image, cut short, floating point) are left out, with one line
-    printed. Decoded folders are cached as FOLDER-SIZE.cache.npy beside the folder, or else in data_dir, or else not at
+    printed, and with another those whose names do not end as an image's. Decoded folders are cached as FOLDER-SIZE.cache.npy beside the folder, or else in data_dir, or else not at
     all, and opened memory-mapped; the cache is made anew when names, sizes or times of the files change.
 
     Raises InputError for an unknown name, split, class or size; for files that are missing, cannot be downloaded or are
@@ -292,6 +293,7 @@ def _from_folder(dataset, root, data_dir, split, size):
         state.update(os.fsencode(f"{_below(root, path)} {stat.st_size} {stat.st_mtime_ns} {label} {is_test}\n"))
 
     def make():
+        _tell_others(root)
         images, kept = _decode(root, paths, size, is_celeba)
         return torch.from_numpy(images), torch.tensor([files[i][1:] for i in kept])
 
@@ -377,6 +379,17 @@ def _image_files(folder, deep=True):
     if not found:
         raise InputError(f"{folder} holds no image ({', '.join(EXTENSIONS)}): put some in, or take the folder away")
     return sorted(found)
+
+
+def _tell_others(root):
+    """Prints how many files below `root` are passed over for their names' endings, as photographs in HEIC are."""
+    endings = collections.Counter()
+    for _, below, names in os.walk(root, followlinks=True):
+        below[:] = [name for name in below if not name.startswith(HIDDEN)]
+        endings.update(Path(name).suffix.lower() or "without an ending" for name in names if not (_is_image(name) or name.startswith(HIDDEN)))
+    if endings:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(5)) + (", ..." if len(endings) > 5 else "")
+        print(f"note: {root}: passed over {endings.total()} files that do not end in {', '.join(EXTENSIONS)}: {kinds}", file=sys.stderr)
 
 
 # Decoding -----------------------------------------------------------------------------------------------------------

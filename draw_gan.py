@@ -378,7 +378,7 @@ def parse_args(argv=None):
     add("--seed", type=metrics.seed, default=0, help="of weights, batches and latents")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
     add("--epochs", type=metrics.count, help="times through the data, over which the rates fall; 30, for digits 4, if not given")
-    add("--iters", type=metrics.count, help="stop after this many updates; takes the place of --epochs")
+    add("--iters", type=metrics.count, help="stop after this many updates, while rates fall over --epochs as ever; takes the place of --epochs")
     add("--batch-size", type=metrics.count, default=100, help="DRAW-GAN's authors take 64")
     add("--lr-g", type=metrics.rate, help="Adam's rate for DRAW, at the start; 2e-3, under draw-gan 1e-3, if not given")
     add("--lr-d", type=metrics.rate, default=2e-4, help="Adam's rate for D, at the start")

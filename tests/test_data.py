@@ -457,6 +457,19 @@ def test_a_few_broken_files_are_left_out_with_one_line(tmp_path, capsys):
     assert told.count("\n") == 1 and "left out 5 of 21" in told and ".png" in told
 
 
+def test_files_that_are_passed_over_for_their_names_are_counted(tmp_path, capsys):
+    """Once, when the folder is decoded; hidden ones are not."""
+    folder = numbered(tmp_path / "set", 3)
+    (folder / "a").mkdir()
+    for name in ("1.heic", "a/2.HEIC", "list.txt", "README", ".DS_Store", "__MACOSX"):
+        (folder / name).write_text("no matter")
+    write(folder / "a" / "3.jfif", flat(9, 8, 8), format="JPEG")
+    data.load(str(folder), tmp_path, "all")
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "passed over 4 files" in told and told.endswith("2 .heic, 1 .txt, 1 without an ending\n")
+    assert len(data.load(str(folder), tmp_path, "all")[0]) == 4 and capsys.readouterr().err == ""
+
+
 def test_a_folder_of_broken_files_is_an_input_error(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_bytes(b"\xff\xd8 no jpeg")

@@ -665,11 +665,11 @@ def test_steps_are_for_recurrent_runs(toy):
             metrics.load_run(path, steps=steps)
 
 
-def test_random_states_of_gpus_that_are_gone_are_passed_over(toy, monkeypatch):
-    folder, restored = toy(), []
-    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    checkpoint["rng"]["cuda"] = [torch.full((16,), i, dtype=torch.uint8) for i in range(4)]
-    torch.save(checkpoint, folder / "checkpoint.pt")
+def test_random_states_of_gpus_are_kept_but_for_those_that_are_gone(tmp_path, monkeypatch):
+    folder, restored = tmp_path / "run", []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.full((16,), i, dtype=torch.uint8) for i in range(4)])
+    metrics.save_run(folder, "gran", {}, 7, {}, {})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda.random, "set_rng_state", lambda state, device: restored.append((device, state[0].item())))
     assert metrics.restore_run(folder, {}, {}) == 7 and restored == [(0, 0), (1, 1)]

@@ -50,10 +50,11 @@ else:
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of the repository's scripts, and of reproduce.sh."""
+    """A copy of the repository's scripts, and of reproduce.sh, and a folder in the place of Telugu."""
     for path in [*ROOT.glob("*.py"), ROOT / "tests/reproduce.sh"]:
         (tmp_path / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / path.relative_to(ROOT))
+    (tmp_path / "data/telugu").mkdir(parents=True)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text(PYTHON)
     (tmp_path / "bin/python").chmod(0o755)
@@ -101,6 +102,13 @@ def test_a_rehearsal_is_short(copy):
     for call in calls:
         assert call.startswith("- ") or " dim " in call or (" --n 200" if "metrics.py" in call else " --iters 7 ") in call
         assert not call.startswith("de_gan") or "--vae-iters 4 " in call
+
+
+def test_without_telugu_the_rest_is_made(copy):
+    (copy / "data/telugu").rmdir()
+    status, calls = reproduce(copy, "first", "telugu", "dcrw")
+    assert status == 0 and not any("telugu" in call for call in calls)
+    assert (copy / "results/dcrw-2.json").exists() and (copy / "runs/first/done").exists()
 
 
 def test_a_run_that_fails_stops_it_and_goes_on_when_asked_again(copy):
