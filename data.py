@@ -216,8 +216,9 @@ def whole_file(path):
     """A file to write, which is moved to `path` when the block has ended well: two runs at once both leave a whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):  # by runs that were killed while they wrote
-        if left.stat().st_mtime < time.time() - 3600:
-            left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else's
+            if left.stat().st_mtime < time.time() - 3600:
+                left.unlink()
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         with open(part, "wb") as file:
@@ -290,7 +291,8 @@ def _from_folder(dataset, root, data_dir, split, size):
     state = hashlib.sha256(f"1 {is_celeba}".encode())  # 1: the version of what decoding gives
     for path, label, is_test in files:
         stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link may lead nowhere
-        state.update(os.fsencode(f"{_below(root, path)} {stat.st_size} {stat.st_mtime_ns} {label} {is_test}\n"))
+        barred = "" if os.access(path, os.R_OK) else " barred"  # it may be readable the next time, of the same size and age
+        state.update(os.fsencode(f"{_below(root, path)} {stat.st_size} {stat.st_mtime_ns} {label} {is_test}{barred}\n"))
 
     def make():
         _tell_others(root)
@@ -315,7 +317,7 @@ def _list_images(dataset, root):
     Class: the first folder below that; labels count the sorted names of both splits. Images that lie beside class
     folders form a last class, named "."; folders further down belong to their class.
     """
-    folders = _subfolders(root)
+    folders = subfolders(root)
     tests = ("val", "test") if dataset == "imagenet" else ("test", "val", "valid", "validation")
     tests = [name for name in tests if name in folders]
     if dataset in LSUN and root.name == "lsun":
@@ -354,7 +356,8 @@ def _below(root, path):
     return path[len(str(root)) + 1 :].replace(os.sep, "/")
 
 
-def _subfolders(folder):
+def subfolders(folder):
+    """Sorted names of the folders in a folder, but for hidden ones."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(HIDDEN))
 
 
@@ -364,8 +367,8 @@ def _is_image(name):
 
 def _classes(folder):
     """{class: paths of its images}: a class per sub-folder, and "." for the images that lie beside them."""
-    classes = {name: _image_files(folder / name) for name in _subfolders(folder)}
-    if not classes or any(_is_image(name) for name in os.listdir(folder)):
+    classes = {name: _image_files(folder / name) for name in subfolders(folder)}
+    if not classes or any(_is_image(entry.name) and not entry.is_dir() for entry in os.scandir(folder)):
         classes["."] = _image_files(folder, deep=False)
     return classes
 
@@ -373,19 +376,26 @@ def _classes(folder):
 def _image_files(folder, deep=True):
     """Sorted paths of the images in `folder` and, when deep, below it; InputError where there is none."""
     found = []
-    for here, below, names in os.walk(folder, followlinks=True):
-        below[:] = [name for name in below if deep and not name.startswith(HIDDEN)]
+    for here, names in _walk(folder, deep):
         found += [os.path.join(here, name) for name in names if _is_image(name)]
     if not found:
         raise InputError(f"{folder} holds no image ({', '.join(EXTENSIONS)}): put some in, or take the folder away")
     return sorted(found)
 
 
+def _walk(folder, deep=True):
+    """Each folder and the names of its files: `folder`, and when deep those below it, but for hidden ones and links back up."""
+    for here, below, names in os.walk(folder, followlinks=True):
+        real = os.path.join(os.path.realpath(here), "")
+        below[:] = [name for name in below if deep and not name.startswith(HIDDEN)
+                    and not real.startswith(os.path.join(os.path.realpath(os.path.join(here, name)), ""))]  # fmt: skip
+        yield here, names
+
+
 def _tell_others(root):
     """Prints how many files below `root` are passed over for their names' endings, as photographs in HEIC are."""
     endings = collections.Counter()
-    for _, below, names in os.walk(root, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(HIDDEN)]
+    for _, names in _walk(root):
         endings.update(Path(name).suffix.lower() or "without an ending" for name in names if not (_is_image(name) or name.startswith(HIDDEN)))
     if endings:
         kinds = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(5)) + (", ..." if len(endings) > 5 else "")

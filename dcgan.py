@@ -412,9 +412,9 @@ def train(args):
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     only_now = ("out", "resume", "sample", "explore", "concepts", "attributes", "latents")
     kept = {name: value for name, value in vars(args).items() if name not in only_now}
-    (folder / "args.json").write_text(json.dumps(kept, indent=1) + "\n")
     log = metrics.open_log(folder / "log.csv", start,
                            ["step", "loss_d", "loss_g", "d_real", "d_fake", "spread", "images_per_s"])
+    (folder / "args.json").write_text(json.dumps(kept, indent=1) + "\n")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.amp)
     began = since = time.perf_counter()
     sums, printed = 0, start

@@ -548,10 +548,10 @@ def train(args):
 
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "sample")}
-    (folder / "args.json").write_text(json.dumps(kept, indent=1) + "\n")
     log = metrics.open_log(folder / "log.csv", start, ["step", "vae", "kl", *COLUMNS, "images_per_s"])
     if classes:
         curve = metrics.open_log(folder / "accuracy.csv", start, ["step", "updates", "accuracy", "rdd"])
+    (folder / "args.json").write_text(json.dumps(kept, indent=1) + "\n")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.amp)
     began = since = time.perf_counter()
     sums, printed = 0, start

@@ -467,12 +467,12 @@ def train(args):
 
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "sample")}
-    (folder / "args.json").write_text(json.dumps(kept, indent=1) + "\n")
     gan_columns = ["loss_d", "loss_g", "likeness", "kl", "d_real", "d_rec", "d_prior", "rests_d", "rests_g"]
     columns = gan_columns if D is not None else ["bound", "reconstruction", "kl"]
     log = metrics.open_log(folder / "log.csv", start, ["step", *columns, "images_per_s"])
     kl_columns = [f"kl_{t}" for t in range(1, args.steps + 1)]
     bounds = metrics.open_log(folder / "bound.csv", start, ["step", "images", "bound", "reconstruction", "kl", *kl_columns])
+    (folder / "args.json").write_text(json.dumps(kept, indent=1) + "\n")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.amp)
     began = since = time.perf_counter()
     sums, printed = 0, start

@@ -344,8 +344,8 @@ def train(args):
 
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "sample")}
-    (folder / "args.json").write_text(json.dumps(kept, indent=1) + "\n")
     log = metrics.open_log(folder / "log.csv", start, ["step", "loss_d", "loss_g", "d_real", "d_fake", "images_per_s"])
+    (folder / "args.json").write_text(json.dumps(kept, indent=1) + "\n")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.amp)
     began = since = time.perf_counter()
     sums, printed = 0, start

@@ -15,6 +15,7 @@ import ctypes
 import hashlib
 import importlib
 import inspect
+import io
 import json
 import math
 import os
@@ -99,12 +100,13 @@ def load_checkpoint(path, script=None):
     if not file.exists():
         reason = "the folder holds no checkpoint.pt" if path.is_dir() else "no such file or folder"
         raise InputError(f"{path} is not a run: {reason}; give the folder that a training script wrote (its --out)")
+    open(file, "rb").close()  # a file that may not be read is not broken
     if not zipfile.is_zipfile(file):  # also says no to a truncated file: the zip's directory is at its end
         raise InputError(f"{file} is broken or not a checkpoint; train the run again, or take a whole copy of the file")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{file} cannot be read as a checkpoint of tensors and plain values: {reason}") from error
     wanted = {"script": str, "args": dict, "step": int, "nets": dict, "optimisers": dict, "rng": dict}
     for key, kind in wanted.items():
@@ -285,6 +287,13 @@ def rate(text):
     return float(text)
 
 
+def tolerance(text):
+    """Type of gam's --tolerance: a finite float of at least 0."""
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
+    return float(text)
+
+
 def seed(text):
     """Type of a flag that is a seed: an int as torch takes them."""
     if not -(2**63) <= int(text) < 2**63 - 1:
@@ -345,16 +354,38 @@ def write_samples(args, steps=None):
 
 
 def open_log(path, start, columns):
-    """A csv writer that goes on after the row of step `start`; rows past the checkpoint are written anew."""
-    rows = []
-    if start and path.exists():
-        with open(path, newline="") as file:
-            rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= start]
+    """A csv writer that goes on after the row of step `start`; rows past the checkpoint are written anew.
+
+    The file is open, and locked, as long as the run: InputError where another process writes it, which is left alone.
+    """
     part = path.with_name(path.name + ".part")  # a run killed here keeps the rows that it has
-    with open(part, "w", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
+    file, rows = open(part, "a", newline="", buffering=1), []  # noqa: SIM115
+    _claim(file, path.parent)
+    if path.exists():
+        with open(path, "r+", newline="") as old:
+            try:
+                _claim(old, path.parent)
+            except InputError:
+                part.unlink()
+                raise
+            rows = [row for row in csv.reader(old) if row and row[0].isdigit() and int(row[0]) <= start]
+    file.truncate(0)
+    csv.writer(file).writerows([columns, *rows])
     os.replace(part, path)
-    return csv.writer(open(path, "a", newline="", buffering=1))  # open as long as the run
+    return csv.writer(file)
+
+
+def _claim(file, folder):
+    """Locks an open file for this process; InputError if another has it. Where files cannot be locked nothing happens."""
+    with contextlib.suppress(ImportError):  # Windows
+        import fcntl
+
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise InputError(f"{folder} is being written by another run: name another with --out") from error
+        except OSError:  # a file system that has no locks
+            pass
 
 
 @contextlib.contextmanager
@@ -406,7 +437,7 @@ def gam_from_errors(e1_test, e2_test, e1_fake, e2_fake, n=None, tolerance=0.3, n
     for name, value in (("e1_test", e1_test), ("e2_test", e2_test), ("e1_fake", e1_fake), ("e2_fake", e2_fake)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name}: an error rate lies in [0, 1], not {value}")
-    if tolerance < 0:
+    if not tolerance >= 0:
         raise ValueError(f"tolerance: must be 0 or more, not {tolerance}")
     r_test, r_sample = _ratio(e1_test, e2_test), _ratio(e1_fake, e2_fake)
     fair = r_test > 0 and abs(math.log(r_test)) <= math.log1p(tolerance) + 1e-12
@@ -982,8 +1013,11 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
     name = f"classifier-{Path(dataset).name}-{images.shape[-1]}.pt"
     places = [Path(data_dir) / name, Path("data") / name]
     for place in filter(zipfile.is_zipfile, places):
-        saved = torch.load(place, map_location="cpu", weights_only=True)
-        if saved["key"] == key:
+        try:
+            saved = torch.load(place, map_location="cpu", weights_only=True)
+        except UNREADABLE:  # no file of ours
+            continue
+        if isinstance(saved, dict) and saved.get("key") == key:
             with _apart():
                 net = Classifier(images.shape[1], images.shape[2], saved["state"]["labels"])
             net.load_state_dict(saved["state"])
@@ -1108,7 +1142,7 @@ def read_images(path, size=None):
     path, labels = Path(path), None
     if path.is_dir():
         images, folders = data.load(str(path.resolve()), split="all", size=size or data.first_side(path))
-        names = sorted(place.name for place in path.iterdir() if place.is_dir())
+        names = data.subfolders(path)
         numbered = names and all(name.isdecimal() for name in names) and folders.max() < len(names)
         labels = torch.tensor([int(name) for name in names])[folders] if numbered else None
         return Images(path.resolve().name, images, labels)
@@ -1169,6 +1203,10 @@ def open_sources(args):
     for text in args.source:
         if text not in sources:
             sources[text] = open_source(text, args.device, images.shape[-1])
+    names = [source.name for source in sources.values()]
+    for text, source in sources.items():
+        if names.count(source.name) > 1:  # gran1-mnist of two folders
+            source.name = text
     return [sources[text] for text in args.source], images, labels
 
 
@@ -1188,7 +1226,7 @@ def _stage(text):
 
 
 def _short(name, width):
-    return name if len(name) <= width else name[: width - 1] + "…"
+    return name if len(name) <= width else name[: width // 2] + "…" + name[len(name) - (width - 1 - width // 2) :]
 
 
 def print_table(head, rows):
@@ -1275,8 +1313,9 @@ def eval_command(args):
     labelled = len(train_labels.unique()) > 1
     sources.insert(0, Images("real test images", test, test_labels))
     kind = args.features or ("classifier" if labelled else "pixels")
-    read = kind == "classifier" or any(s.conditional or s.labels is not None for s in sources[1:])
-    classifier = classifier_of(args.dataset, args.data_dir, args.size, args.device) if labelled and read else None
+    read = any(s.conditional or s.labels is not None for s in sources[1:])
+    asked = kind == "classifier" or (labelled and read)
+    classifier = classifier_of(args.dataset, args.data_dir, args.size, args.device) if asked else None
     net = inception(args.inception_weights, args.device) if kind == "inception" else classifier
     with _stage(f"{kind} features of {n} training images"):
         known = {"real_features": features(real, kind, net), "bandwidth": median_distance(real)}
@@ -1359,6 +1398,9 @@ def gam_command(args):
         names = ", ".join(run.name for run in runs)
         raise InputError(f"none of {names} has a discriminator, so there is no battle to hold")
     for run in runs:
+        shape = run.sample(1, labels=labels[:1] if run.conditional else None).shape[1:]
+        if shape != images.shape[1:]:
+            raise InputError(f"{run.name} draws images of {tuple(shape)}, the test images are {tuple(images.shape[1:])}")
         if run.conditional and labels.max() >= run.args.classes:
             raise InputError(f"{run.name} was trained on {run.args.classes} classes, the test images have {labels.max() + 1}")
     n = min([args.n, *(len(run.images) for run in runs if isinstance(run, Images))])
@@ -1525,7 +1567,7 @@ def parse_args(argv=None):
         command.add_argument("--inception-weights", metavar="FILE", help=f"{INCEPTION_FILE}; torch hub's if not given")
         command.add_argument("--k", type=count, default=5, help="neighbours that vote in kNN")
     eval_.add_argument("--paper-units", action="store_true", help="DRAW-GAN's columns as well")
-    gam_.add_argument("--tolerance", type=float, default=0.3, help="how far r_test may be from 1, as a factor less 1")
+    gam_.add_argument("--tolerance", type=tolerance, default=0.3, help="how far r_test may be from 1, as a factor less 1")
     for command in (eval_, gam_, dim_):
         command.add_argument("--data-dir", default="data", help="where data sets lie")
     for command in (eval_, gam_, dim_, folders_):
@@ -1547,8 +1589,10 @@ def main(argv=None):
     try:
         device_of(args.device)
         for file in filter(None, (args.json, getattr(args, "out", None))):  # said before the work, which may take an hour
-            if not Path(file).absolute().parent.is_dir():
-                raise InputError(f"{file} cannot be written: there is no such folder")
+            if not Path(file).absolute().parent.is_dir() or Path(file).is_dir():
+                raise InputError(f"{file} cannot be written: {'it is a folder' if Path(file).is_dir() else 'there is no such folder'}")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a name that the terminal's alphabet lacks is no end of the work
         command(args)
     except (InputError, OSError) as error:
         print(f"metrics.py: error: {error}", file=sys.stderr)

@@ -372,10 +372,10 @@ def train(args):
     for name in ("samples", "reconstructions"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "sample")}
-    (folder / "args.json").write_text(json.dumps(kept, indent=1) + "\n")
     names = ["reconstruction", "kl", *COLUMNS[args.objective]]
     ending = ["test_reconstruction", "test_kl", "test_bound"]  # filled in the last row
     log = metrics.open_log(folder / "log.csv", start, ["step", *names, "images_per_s", *ending])
+    (folder / "args.json").write_text(json.dumps(kept, indent=1) + "\n")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.amp)
     began = since = time.perf_counter()
     sums, printed = 0, start

@@ -470,6 +470,39 @@ def test_files_that_are_passed_over_for_their_names_are_counted(tmp_path, capsys
     assert len(data.load(str(folder), tmp_path, "all")[0]) == 4 and capsys.readouterr().err == ""
 
 
+def test_a_link_back_up_is_not_followed(tmp_path):
+    """Nor does it put one class into another; a link to elsewhere is followed."""
+    for name in "ab":
+        numbered(tmp_path / "set" / name, 4)
+    (tmp_path / "set/a/up").symlink_to("..")
+    numbered(tmp_path / "elsewhere", 3, first=10)
+    (tmp_path / "set/b/more").symlink_to(tmp_path / "elsewhere")
+    images, labels = data.load(str(tmp_path / "set"), tmp_path, "all")
+    assert len(images) == 11 and torch.bincount(labels).tolist() == [4, 7]
+
+
+def test_a_class_may_be_called_as_an_image_is(tmp_path):
+    for name in ("a", "b.png"):
+        numbered(tmp_path / "set" / name, 4)
+    assert torch.bincount(data.load(str(tmp_path / "set"), tmp_path, "all")[1]).tolist() == [4, 4]
+
+
+def test_a_file_that_could_not_be_opened_is_read_once_it_can(tmp_path, monkeypatch):
+    """Of the same size and age as before: the cache of the others does not hide it."""
+    folder, access, opened = numbered(tmp_path / "set", 5), os.access, Image.open
+    with monkeypatch.context() as patch:  # root may read anything
+
+        def barred(path):
+            if Path(path).name == "0003.png":
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return opened(path)
+
+        patch.setattr(Image, "open", barred)
+        patch.setattr(os, "access", lambda path, mode: not str(path).endswith("0003.png") and access(path, mode))
+        assert len(data.load(str(folder), tmp_path, "all")[0]) == 4
+    assert len(data.load(str(folder), tmp_path, "all")[0]) == 5
+
+
 def test_a_folder_of_broken_files_is_an_input_error(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_bytes(b"\xff\xd8 no jpeg")

@@ -4,6 +4,7 @@ About 30 s on one core.
 """
 
 import ctypes
+import io
 import json
 import math
 import pickle
@@ -469,6 +470,12 @@ def test_classifier_learns_and_is_cached(monkeypatch, tmp_path):
     assert again.test_error == net.test_error
     assert all((a == b).all() for a, b in zip(net.state_dict().values(), again.state_dict().values()))
 
+    (tmp_path / "place/classifier-bars-8.pt").rename(tmp_path / "kept.pt")
+    torch.save(["of others"], tmp_path / "place/classifier-bars-8.pt")
+    with pytest.raises(TypeError, match="callable"):  # trains, as there is none of ours
+        metrics.classifier_of("bars", "place")
+    (tmp_path / "kept.pt").replace(tmp_path / "place/classifier-bars-8.pt")
+
     monkeypatch.setattr(metrics, "train_classifier", quick)  # other images: another classifier
     sets["train"] = (sets["train"][0].flip(0), sets["train"][1].flip(0))
     sets["train"][0][0] = 0
@@ -717,6 +724,11 @@ def test_checkpoints_that_are_none_of_ours_are_refused(toy, tmp_path):
     refused(pickle.dumps(Trap(str(tmp_path / "sprung"))), "not a checkpoint")
     refused(b"", "not a checkpoint")
     refused(whole[: len(whole) // 2], "broken")
+    hollow = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(whole)) as there, zipfile.ZipFile(hollow, "w") as file:
+        for name in there.namelist():
+            file.writestr(name, b"" if name.endswith("data.pkl") else there.read(name))
+    refused(hollow.getvalue(), "cannot be read as a checkpoint")
     refused([1, 2], "not a checkpoint of these scripts")
     refused({**good, "step": "7"}, "no 'step' of type int")
     for script in ("os", "../toy", "metrics", "data", "Toy", "toy.py", "none"):

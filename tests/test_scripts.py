@@ -525,6 +525,46 @@ def test_bad_input_is_one_line(script, pictures, trained, tmp_path):
 
 
 @every_script
+def test_a_folder_that_another_run_writes_is_left_alone(script, pictures, tmp_path):
+    """Another process, before its first checkpoint."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("log.csv", "args.json"):
+        (run / name).write_text("the other's")
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    common = ["--dataset", pictures, "--data-dir", pictures.parent, "--out", run, "--device", "cpu", "--batch-size", 6]
+    with subprocess.Popen([sys.executable, "-c", hold, run / "log.csv"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        assert "written by another run" in refused(script, *common, "--iters", 1, *SMALL[script])
+        other.communicate(b"\n")
+    assert {path.name for path in run.iterdir()} <= {"log.csv", "args.json", "samples", "reconstructions"}
+    assert all((run / name).read_text() == "the other's" for name in ("log.csv", "args.json"))
+    train(script, pictures, run, iters=1)
+
+
+def test_battles_of_runs_of_one_name_and_of_other_images(trained, pictures, tmp_path, monkeypatch):
+    """Runs are told apart by their folders; images of another shape are no opponents."""
+    monkeypatch.chdir(tmp_path)
+    for place in "ab":
+        shutil.copytree(trained("gran"), Path(place, "run"))
+    status, out, _ = call("metrics", "gam", "a/run", "b/run", "--n", 6, "--device", "cpu", "--data-dir", pictures.parent, "--json", "gam.json")
+    assert status == 0 and json.loads(Path("gam.json").read_text())["wins"].keys() == {"a/run", "b/run"} and "a/run vs. b/run" in out
+    for argv, said in ((["--size", 16], "the test images are (1, 16, 16)"), (["--tolerance", "nan"], "tolerance"),
+                       (["--tolerance", "-1"], "tolerance"), (["--json", "a"], "it is a folder")):  # fmt: skip
+        status, _, err = call("metrics", "gam", "a/run", "b/run", "--n", 6, "--device", "cpu", "--data-dir", pictures.parent, *argv)
+        assert status == 2 and said in err.splitlines()[-1]
+
+
+def test_eval_by_a_classifier_where_there_are_no_classes(trained, pictures, tmp_path):
+    for path in pictures.rglob("*.png"):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "flat")
+    status, _, err = call("metrics", "eval", trained("vae"), "--dataset", tmp_path / "flat", "--data-dir", tmp_path, "--size", 8,
+                          "--features", "classifier", "--k", 1, "--device", "cpu")  # fmt: skip
+    assert status == 2 and "use --features pixels" in err.splitlines()[-1]
+
+
+@every_script
 def test_checkpoints_of_others_are_refused(script, trained, tmp_path):
     good = torch.load(trained(script) / "checkpoint.pt", weights_only=True)
     whole = (trained(script) / "checkpoint.pt").read_bytes()
