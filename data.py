@@ -84,8 +84,9 @@ def load(dataset, data_dir="data", split="train", size=None, classes=None):
     Images of a folder: C is 1 where all of them, of both splits, are grey (R = G = B everywhere), else 3. EXIF rotation
     is applied, transparency put on white, palette and CMYK turned to RGB, 16-bit grey brought to 8; of an animation
     the first frame counts. Files that cannot be read (no image, cut short, floating point) are left out, with one line
-    printed, and with another those whose names do not end as an image's. Decoded folders are cached as FOLDER-SIZE.cache.npy beside the folder, or else in data_dir, or else not at
-    all, and opened memory-mapped; the cache is made anew when names, sizes or times of the files change.
+    printed, and with another those whose names do not end as an image's. Decoded folders are cached as
+    FOLDER-SIZE.cache.npy beside the folder, or else in data_dir, or else not at all, and opened memory-mapped; the cache
+    is made anew when names, sizes, times or readability of the files change.
 
     Raises InputError for an unknown name, split, class or size; for files that are missing, cannot be downloaded or are
     all broken; and for a class folder without images.

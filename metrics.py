@@ -371,8 +371,10 @@ def open_log(path, start, columns):
             rows = [row for row in csv.reader(old) if row and row[0].isdigit() and int(row[0]) <= start]
     file.truncate(0)
     csv.writer(file).writerows([columns, *rows])
+    if os.name == "nt":  # where no open file can be moved
+        file.close()
     os.replace(part, path)
-    return csv.writer(file)
+    return csv.writer(open(path, "a", newline="", buffering=1) if file.closed else file)
 
 
 def _claim(file, folder):
