@@ -269,7 +269,7 @@ def _read_cache(path):
 def _find_folder(dataset, data_dir):
     """The folder that holds the images of `dataset`, or None where there is none."""
     if dataset not in DATASETS:
-        folder = Path(dataset).expanduser().resolve()
+        folder = Path(os.path.expanduser(dataset)).resolve()  # unlike Path.expanduser it lets an unknown ~name stand
         return folder if folder.is_dir() else None
     if dataset == "cifar10" and (data_dir / "cifar-10-batches-py").is_dir():
         return None  # the original bytes win over JPEG copies

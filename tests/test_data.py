@@ -481,6 +481,11 @@ def test_a_link_back_up_is_not_followed(tmp_path):
     assert len(images) == 11 and torch.bincount(labels).tolist() == [4, 7]
 
 
+def test_an_unknown_home_is_an_input_error(tmp_path):
+    with pytest.raises(data.InputError, match="~nobody-at-all"):
+        data.load("~nobody-at-all/x", tmp_path)
+
+
 def test_a_class_may_be_called_as_an_image_is(tmp_path):
     for name in ("a", "b.png"):
         numbered(tmp_path / "set" / name, 4)
