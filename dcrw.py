@@ -9,8 +9,8 @@ writes a patch to the canvas; the image is the logistic function of the canvas. 
 
 Differs from the paper
 - Eq. 27 prints its constant as T / 2 where the divergence has T Z / 2: with it, L_x + L_z is a bound (`bound`).
-- Table I's L_z of 1.5 nats cannot code a digit (ten of them take 2.3). One noise tensor shared by all T steps makes such
-  losses, since z_1 - z_2 then carries information at no cost: `--noise once` shows it, and is no bound.
+- Table I's L_z of 1.5 nats cannot code a digit (ten of them take 2.3). One noise tensor shared by all T steps makes such an
+  L_z, since z_1 - z_2 then carries information at no cost: `--noise once` has 1.6 to 2.2 nats, and is no bound.
 - Pixels and filters are counted from 1, so that a glimpse sits where its centre says.
 - Eq. 9 gives h_dec to the CNN; here it joins the CNN's maps, since it has no place in an image. Eq. 15 prints four attention
   parameters; here they are five, and eq. 23 writes as DRAW does, since as printed it reads once more.
@@ -274,7 +274,7 @@ def parse_args(argv=None):
     add("--write", type=metrics.count, default=5, metavar="N", help="side of the patch in pixels; the paper's is 5")
     add("--z-dim", type=metrics.count, default=10, help="length of z_t; the paper does not say its own")
     add("--noise", choices=["per-step", "once"], default="per-step", help="draw noise anew at every step; once: one draw for "
-        "all steps, which is no bound, but gives losses like those of Table I")
+        "all steps, which is no bound, but gives an L_z like that of Table I")
     args = parser.parse_args(argv)
     if args.resume:
         return metrics.resumed_args(parser, argv, "dcrw", free={"steps"} if args.sample else ())
