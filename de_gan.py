@@ -448,13 +448,6 @@ def legible(nets, args, classifier, images, labels, n=2000):
 COLUMNS = ["loss_d", "loss_g", "hidden", "d_real", "d_fake"]  # of log.csv, in the order that `play` returns
 
 
-def weight(text):
-    """Type of a flag that is a weight and may be 0: a finite float of at least 0."""
-    if not 0 <= float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return float(text)
-
-
 def parse_args(argv=None):
     parser = metrics.Parser("de_gan.py", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
@@ -479,7 +472,7 @@ def parse_args(argv=None):
     add("--noise", choices=["decoder-encoder", "plain"], default="decoder-encoder",
         help="G's input: z', or N(0, I), with --lambda-hidden 0 the paper's baseline")
     add("--posterior", choices=["sample", "mean"], default="sample", help="z' is drawn from q(z|x^), or is its mean")
-    add("--lambda-hidden", type=weight, default=0.01, help="lambda_2, the weight of the hidden-space loss; 0 leaves it out")
+    add("--lambda-hidden", type=metrics.weight, default=0.01, help="lambda_2, the weight of the hidden-space loss; 0 leaves it out")
     add("--z-dim", type=metrics.count, default=128, help="length of the noise; the paper's is 128")
     add("--width", type=metrics.count, help="maps at half the image's side, doubled at each halving, at 32 and 64 px; the paper's 64 if not given")
     add("--vae-iters", type=metrics.count, help="updates of the VAE before the game, if there is one; three epochs if not given")

@@ -224,7 +224,7 @@ def canvases(nets, n, steps=None, generator=None, batch_size=100):
     to n, since batch norm sees the batch. InputError for more steps of a run of T = 1, whose g is untrained.
     """
     G = nets["G"]
-    if G.steps == 1 < (steps or 1):
+    if G.steps == 1 and steps not in (None, 1):
         raise data.InputError(f"a run of --steps 1 has an untrained g, and cannot draw with {steps} steps")
     device = next(G.parameters()).device
     parts = [G(G.draw_z(batch_size, steps, generator).to(device), every_step=True) for _ in range(0, n, batch_size)]

@@ -281,14 +281,14 @@ def count(text):
 
 
 def rate(text):
-    """Type of a flag that is a learning rate or a weight: a finite float above 0."""
+    """Type of a flag that is a learning rate, or a weight that may not be 0: a finite float above 0."""
     if not 0 < float(text) < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
     return float(text)
 
 
-def tolerance(text):
-    """Type of gam's --tolerance: a finite float of at least 0."""
+def weight(text):
+    """Type of a flag that is a weight or a tolerance and may be 0: a finite float of at least 0."""
     if not 0 <= float(text) < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
     return float(text)
@@ -1400,11 +1400,11 @@ def gam_command(args):
         names = ", ".join(run.name for run in runs)
         raise InputError(f"none of {names} has a discriminator, so there is no battle to hold")
     for run in runs:
+        if run.conditional and labels.max() >= run.args.classes:
+            raise InputError(f"{run.name} was trained on {run.args.classes} classes, the test images have {labels.max() + 1}")
         shape = run.sample(1, labels=labels[:1] if run.conditional else None).shape[1:]
         if shape != images.shape[1:]:
             raise InputError(f"{run.name} draws images of {tuple(shape)}, the test images are {tuple(images.shape[1:])}")
-        if run.conditional and labels.max() >= run.args.classes:
-            raise InputError(f"{run.name} was trained on {run.args.classes} classes, the test images have {labels.max() + 1}")
     n = min([args.n, *(len(run.images) for run in runs if isinstance(run, Images))])
     n_test = min(n, len(images))
     with _stage(f"{len(runs)} runs, {n} samples of each"):
@@ -1569,7 +1569,7 @@ def parse_args(argv=None):
         command.add_argument("--inception-weights", metavar="FILE", help=f"{INCEPTION_FILE}; torch hub's if not given")
         command.add_argument("--k", type=count, default=5, help="neighbours that vote in kNN")
     eval_.add_argument("--paper-units", action="store_true", help="DRAW-GAN's columns as well")
-    gam_.add_argument("--tolerance", type=tolerance, default=0.3, help="how far r_test may be from 1, as a factor less 1")
+    gam_.add_argument("--tolerance", type=weight, default=0.3, help="how far r_test may be from 1, as a factor less 1")
     for command in (eval_, gam_, dim_):
         command.add_argument("--data-dir", default="data", help="where data sets lie")
     for command in (eval_, gam_, dim_, folders_):

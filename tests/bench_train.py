@@ -54,7 +54,6 @@ PARTS = {  # name: (script and its own flags, data set or None for --dataset's, 
     "dcgan-cifar10": ("dcgan.py", "cifar10", 10),
     "de_gan-cifar10": ("de_gan.py --vae-iters 1", "cifar10", 2),
 }
-OWN = ("first", "memory", "busy")  # parts that print a line of their own
 
 
 # ------------------------------------------------------------------------------- inside the process that is measured
@@ -258,20 +257,21 @@ def matrix_rate(device, amp):
     return 2 * 4096**3 / min(seconds), str(dtype).removeprefix("torch.")
 
 
-def memory(flags):
-    """Peak GiB of GRAN for T drawing steps, {T: GiB}; its last pictures take less than T = 10 does."""
+def memory(flags, args):
+    """Peak GiB of GRAN for T drawing steps; its last pictures take less than T = 10 does."""
     peaks = {}
     for T in (10, 20, 40):
         with tempfile.TemporaryDirectory() as folder:
             argv = [*flags, "--steps", str(T), "--iters", "3", "--out", folder + "/run"]
             peaks[T] = timed_lines("ours", "gran.py", argv, 1)[2]
-    return peaks
+    a_step = 1024 * (peaks[40] - peaks[10]) / 30
+    return "GRAN takes " + ", ".join(f"{peak:.2f} GiB at T = {T}" for T, peak in peaks.items()) + f"; {a_step:.0f} MiB a step"
 
 
-def first(device):
-    """(s to the first grid, s in all) of python gran.py --steps 5 as a new user runs it, the digits not yet drawn."""
+def first(flags, args):
+    """Seconds of python gran.py --steps 5, as a new user runs it, the digits not yet drawn, to its first grid and to its end."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, ROOT / "gran.py", "--steps", "5", "--device", device, "--data-dir", f"{folder}/data"]
+        command = [sys.executable, ROOT / "gran.py", "--steps", "5", "--device", args.device, "--data-dir", f"{folder}/data"]
         began, grid = time.perf_counter(), None
         with subprocess.Popen([*command, "--out", f"{folder}/run"], stdout=subprocess.DEVNULL) as process:
             while process.poll() is None:
@@ -280,10 +280,10 @@ def first(device):
                 time.sleep(0.1)
         if process.returncode:
             sys.exit("python gran.py --steps 5 failed")
-        return grid, time.perf_counter() - began
+        return f"python gran.py --steps 5 shows a grid after {grid:.0f} s and is done after {time.perf_counter() - began:.0f} s"
 
 
-def busy(flags, lines):
+def busy(flags, args):
     """GRAN5's images/s: alone, with one core taken by an endless loop, and beside that with the threads that are left."""
     import torch
 
@@ -294,14 +294,18 @@ def busy(flags, lines):
         loop = subprocess.Popen([sys.executable, "-c", endless]) if loops else None
         try:
             with tempfile.TemporaryDirectory() as folder:
-                argv = [*flags, "--steps", "5", "--batch-size", "100", "--iters", str(10 * (lines + 1)), "--out", f"{folder}/run"]
+                argv = [*flags, "--steps", "5", "--batch-size", "100", "--iters", str(10 * (args.lines + 1)), "--out", f"{folder}/run"]
                 speeds.append(100 / timed_lines("ours", "gran.py", argv, 10)[0])
         finally:
             if loop:
                 loop.kill()
                 loop.wait()
             os.environ["OMP_NUM_THREADS"] = str(threads)
-    return speeds
+    alone, beside, fewer = speeds
+    return f"GRAN5 {alone:.0f} img/s alone, {beside:.0f} beside an endless loop, {fewer:.0f} with a thread fewer too"
+
+
+OWN = {"first": first, "memory": memory, "busy": busy}  # parts that have a line of their own
 
 
 def main():
@@ -325,18 +329,8 @@ def main():
         script, *flags = flags.split()
         flags += ["--dataset", dataset or args.dataset, "--data-dir", args.data_dir, "--device", args.device]
         flags += ["--sample-every", "1000000000", *([] if args.amp else ["--no-amp"])]
-        if part == "first":
-            grid, end = first(args.device)
-            print(f"first: python gran.py --steps 5 shows a grid after {grid:.0f} s and is done after {end:.0f} s", flush=True)
-            continue
-        if part == "busy":
-            alone, beside, fewer = busy(flags, args.lines)
-            print(f"busy: GRAN5 {alone:.0f} img/s alone, {beside:.0f} beside an endless loop, {fewer:.0f} with a thread fewer too", flush=True)
-            continue
-        if part == "memory":
-            peaks = memory(flags)
-            print("memory of GRAN: " + ", ".join(f"{peak:.2f} GiB at T = {T}" for T, peak in peaks.items())
-                  + f"; {1024 * (peaks[40] - peaks[10]) / 30:.0f} MiB a step", flush=True)
+        if part in OWN:
+            print(f"{part}: {OWN[part](flags, args)}", flush=True)
             continue
         with tempfile.TemporaryDirectory() as folder:
             found = {"ours": [], "usual": []}

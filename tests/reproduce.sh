@@ -7,7 +7,7 @@
 #   JOBS=2 OMP_NUM_THREADS=1 bash tests/reproduce.sh        two runs at a time, one core each: how the README's were made
 #   ITERS=10 bash tests/reproduce.sh        a rehearsal of it all: 10 updates a run, 200 images a measure. In a copy of its own!
 #
-# All of it takes five to ten hours on two cores (an estimate: it was run part by part); a GPU's time is not known yet.
+# All of it takes five to nine hours on two cores (an estimate: it was run part by part); a GPU's time is not known yet.
 # It may be stopped at any time and started again: a run that stands is skipped, one that was stopped goes on. DATA holds
 # MNIST/raw, cifar10/ or cifar10-jpeg/ and telugu/, as data.py describes them. MNIST is downloaded where it is missing; without
 # telugu, which no one publishes, its part is left out. It needs bash 4.3 or newer.

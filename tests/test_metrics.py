@@ -932,6 +932,17 @@ def test_floats_of_every_kind_are_read(kind, tmp_path):
     assert torch.equal(found.images, torch.tensor(images[:, None], dtype=torch.float32)) and found.labels.tolist() == [3, 1, 2, 1]
 
 
+def test_a_name_that_the_terminal_cannot_print_ends_no_measurement(tmp_path, monkeypatch):
+    x = torch.randint(0, 256, (60, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
+    names = [str(tmp_path / name) for name in ("na\u00efve.npy", "b.npy")]
+    for name in names:
+        np.save(name, x)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    metrics.main(["folders", *names, "--device", "cpu"])
+    sys.stdout.flush()
+    assert b"60 images of na?ve.npy against 60 of b.npy" in sys.stdout.buffer.getvalue()
+
+
 def test_folders_compares_two(tmp_path, capsys):
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randint(0, top, (60, 8, 8), generator=generator, dtype=torch.uint8) for top in (256, 200))
