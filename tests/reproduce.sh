@@ -245,7 +245,7 @@ table1() {  # DE-GAN: Tables I, V and VI, three seeds
     spread de_gan-tables de_gan-tables
 }
 
-wgan() {  # Table V's WGAN, three seeds: each takes half an hour of a core
+wgan() {  # Table V's WGAN, three seeds: each takes up to half an hour of a core
     local seed
     for seed in 0 1 2; do train wgan-labels-$seed dcgan.py $mnist --conditional --objective wgan --epochs 32 --seed $seed; done
     for seed in 0 1 2; do measure de_gan-wgan-$seed eval runs/wgan-labels-$seed; done
