@@ -26,7 +26,7 @@ Measured (torch 2.14.1, one core of an Intel Xeon with bfloat16, seeds 0, 1, 2):
 EPYC: 92.2). With `--objective draw-gan --epochs 5` digits are legible each time, after 10 minutes; FID 7.27 on a classifier's
 features, DRAW 1.62. With --layer 2 --gamma 0.1 (1,200 updates, one seed, narrower first filters to write) the KL fell to
 nought and every sample was the same dotted blot. With --adversarial 10 seed 0 becomes more varied (rdd 1.04 in place of 0.68,
-FID 6.1 of 6.7), but seeds 1 and 2 are mostly one blot (FID 11.5 and 13.0).
+FID 6.1 in place of 6.7), but seeds 1 and 2 are mostly one blot (FID 11.5 and 13.0).
 """
 
 import argparse
