@@ -1,127 +1,72 @@
 """DE-GAN: GANs with decoder-encoder output noise (Zhong, Gao, Liu, Yang 2018, arXiv:1807.03923).
 
-    python de_gan.py --dataset mnist --conditional      the paper's run: Table II's nets, 128-dimensional noise
-    python de_gan.py --vae-iters 10 --iters 20          a smoke run on the embedded digits
+    python de_gan.py --dataset mnist --conditional   the paper's run: Table II's networks, labels
+    python de_gan.py --iters 20                      a smoke run, nothing to download
 
-A VAE is trained first, then frozen and turned round: Gaussian noise z_n goes through its decoder to an image x^, and
-x^ through its encoder to z', which is what the generator of a DCGAN gets. G's loss has a hidden-space term besides:
-the distance between what D's last convolution makes of real and of generated images. Each claim is one flag away:
-`--noise plain` leaves the VAE out, `--lambda-hidden 0` the hidden term; both together are the paper's baseline, a DCGAN
-with the same nets.
+A VAE is trained first, then frozen and turned round: noise z_n goes through its decoder to an image
+x^, and x^ through its encoder to z', the input of a DCGAN's G, whose loss has a hidden-space term.
+`--noise plain --lambda-hidden 0` is the paper's baseline, a DCGAN. Needs images of 28, 32, 64 px.
 
-Updates are counted through: the first --vae-iters are the VAE's, the rest are D's and G's.
-
-Differs from the paper
-- Eq. 10 has its labels swapped, and Algorithm 1 lets D and G climb the same sum: this is the usual game, D's loss as in
-  eq. 11, G's the form that does not saturate, plus lambda_2 times eq. 12. D does not see the hidden term. lambda_1 is 1,
-  since Adam leaves only the ratio; the paper prints neither weight, nor its batch size and learning rates.
-- All nets train with Adam; the paper says that stochastic gradient descent is adopted (section II-B).
-- D(x) is a logit. Tables III and IV end in tanh, which rescaled to [0, 1] is the logistic function of twice its
-  argument: every generator and decoder ends in the logistic function.
-- Table II's D comes from a class-conditional DCGAN (11 = 1 + 10 and 74 = 64 + 10 kernels, labels joined to the input of
-  every layer). Labels are joined so in all three tables, with --conditional; the VAE never sees them.
-- Tables III and IV do not chain as printed: G is read as 1024 - 512 - 256 - 128 - 64 - C, D as 64 - 128 - 256 - 512 - 1.
-- The encoder's 128 outputs are read as mean and log-variance, 128 each; z' is drawn from them (eq. 9), or is the mean
-  with --posterior mean. VAE layers have batch norm and ELU; they are in evaluation mode once frozen.
-- D's batch norm always uses the batch at hand, real and generated apart; G draws samples with its running averages, so
-  that a picture does not depend on the labels drawn beside it.
-
-Measured (torch 2.14.1, one core of an Intel Xeon with bfloat16, seeds 0, 1, 2): `--dataset mnist --conditional --epochs 6`:
-a classifier reads 98.2, 97.9, 98.0 % of 10,000 samples as their label (the paper: 99.1), FID 0.203 on its features (mean;
-real test images 0.013), after 18 minutes. A DCGAN with the same labels (dcgan.py) has 97.3 % (99.0) and 0.202.
+Differs from the paper:
+- Eq. 10 swaps its labels, and in Algorithm 1 D and G climb the same sum. Here D has eq. 11's loss;
+  G has its non-saturating form plus lambda_2 times eq. 12, which D does not see.
+- The paper names SGD and no rates or weights. Ours: Adam, rates that fall to 0 at the end
+  (--decay), lambda_2 = 0.01, samples from an average of G's weights (--ema).
+- Table II's D has 11 = 1 + 10 and 74 = 64 + 10 kernels: with --conditional, labels join every layer
+  of G and D. The VAE never sees them; its layers have batch norm and ELU.
+- Tables III and IV do not chain: D is read as 64-128-256-512, G as its mirror image, and by default
+  a quarter as wide (--width 64 is the paper's). Every tanh is a sigmoid here: [0, 1].
 """
 
 import argparse
-import csv
-import json
+import collections
+import copy
 import math
-import sys
-import time
-from pathlib import Path
+from itertools import islice, pairwise
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
+from torchvision.utils import save_image
 
 import data
 import metrics
 
-# Shapes: B batch, Z length of z, C x S x S an image, K kernels of a layer, L classes (0 without labels).
-# Between the maps and dense layers of G and D lie rows of S x S x K numbers, in channels_last's own order, so that nothing is copied.
+# ---- model ---------------------------------------------------------------------------------------
+# Shapes: B batch, Z length of z, K kernels of a layer, L classes, (C, S, S) an image.
+# Between maps and dense layers of G and D lie rows of (S, S, K) numbers, channels_last's own order.
 
 
-def up(k_in, k_out, kernel=5, stride=2):
-    """(B, k_in, S, S) -> (B, k_out, 2S, 2S), or with stride 1 and no padding S + kernel - 1."""
-    kind = ToImage if k_out <= 4 else nn.ConvTranspose2d
+def up(k_in, k_out, side=5, stride=2, bias=False):
+    """(B, k_in, S, S) -> (B, k_out, 2S, 2S); of stride 1, S + side - 1. Batch norm has a bias."""
     padding, output_padding = (2, 1) if stride == 2 else (0, 0)
-    # Batch norm undoes a bias, whose gradient is dear in a transposed convolution on a CPU: only the image has one.
-    return kind(k_in, k_out, kernel, stride, padding, output_padding, bias=k_out <= 4)
+    return nn.ConvTranspose2d(k_in, k_out, side, stride, padding, output_padding, bias=bias)
 
 
 def down(k_in, k_out, stride=2):
-    """(B, k_in, 2S, 2S) -> (B, k_out, S, S): 5x5; with stride 1 no padding, so S -> S - 4."""
-    kind = FromImage if k_in <= 4 else nn.Conv2d
-    return kind(k_in, k_out, kernel_size=5, stride=stride, padding=2 if stride == 2 else 0)
-
-
-def in_blocks(weight):
-    """5x5 weights of stride 2, (K, C, 5, 5), as 3x3 weights of stride 1 over blocks of 2 x 2 pixels, (K, 4C, 3, 3).
-
-    The sums are the same, but a CPU is the faster at them where C is an image's 1 or 3 channels, most of all in the backward pass.
-    """
-    return F.pixel_unshuffle(F.pad(weight, (0, 1, 0, 1)), 2)
-
-
-class ToImage(nn.ConvTranspose2d):
-    """`up` whose output is the image, in blocks."""
-
-    def forward(self, x):
-        blocks = F.conv_transpose2d(x, in_blocks(self.weight), self.bias.repeat_interleave(4), padding=1)
-        return F.pixel_shuffle(blocks, 2)  # (B, 4C, S, S) -> (B, C, 2S, 2S)
-
-
-class FromImage(nn.Conv2d):
-    """`down` whose input is the image, in blocks."""
-
-    def forward(self, x):
-        blocks = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)  # (B, C, 2S, 2S) -> (B, 4C, S, S)
-        return F.conv2d(blocks, in_blocks(self.weight), self.bias, padding=1)
-
-
-def join(x, y):
-    """One-hot labels y (B, L) as L more columns of x (B, K), or L more constant maps of x (B, K, S, S)."""
-    if x.dim() == 4:
-        y = y[:, :, None, None].expand(-1, -1, *x.shape[2:])
-    return torch.cat([x, y.to(x.dtype)], 1)
+    """5x5 convolution (B, k_in, S, S) -> (B, k_out, S / 2, S / 2); of stride 1, S - 4."""
+    return nn.Conv2d(k_in, k_out, 5, stride, padding=2 if stride == 2 else 0)
 
 
 class VAE(nn.Module):
-    """The VAE of Tables II (28 px), III (64) and IV (32), and the decoder-encoder that it becomes (Figure 1).
+    """The VAE of Tables II (28 px), III (64) and IV (32), and the decoder-encoder it becomes."""
 
-    `posterior` says what z' is: "sample", drawn from the encoder's Gaussian (eq. 9), or "mean".
-    """
-
-    def __init__(self, channels, size, z_dim, posterior="sample"):
+    def __init__(self, channels, size, z_dim):
         super().__init__()
-        self.posterior = posterior
-        if size == 28:                                          # kernels, side, stride
-            ups, downs = [(128, 3, 1), (64, 5, 1), (32, 5, 2)], [(32, 2), (64, 2), (128, 1)]
-        else:
-            ups, downs = [(128, 4, 1), (64, 5, 2), (32, 5, 2)], [(32, 2), (64, 2), (128, 2)]
-        if size == 64:
-            ups.append((16, 5, 2))
-        layers, k_in = [nn.Unflatten(1, (z_dim, 1, 1))], z_dim
-        for k, side, stride in ups:
-            layers += [up(k_in, k, side, stride), nn.BatchNorm2d(k), nn.ELU()]
-            k_in = k
-        self.decoder = nn.Sequential(*layers, up(k_in, channels))
-        layers, k_in = [], channels
-        for k, stride in downs:
-            layers += [down(k_in, k, stride), nn.BatchNorm2d(k), nn.ELU()]
-            k_in = k
+        ups = {28: [(z_dim, 128, 3, 1), (128, 64, 5, 1), (64, 32, 5, 2)],  # side, stride at the end
+               32: [(z_dim, 128, 4, 1), (128, 64, 5, 2), (64, 32, 5, 2)],
+               64: [(z_dim, 128, 4, 1), (128, 64, 5, 2), (64, 32, 5, 2), (32, 16, 5, 2)]}[size]
+        downs = [(channels, 32, 2), (32, 64, 2), (64, 128, 1 if size == 28 else 2)]
+        decoder, encoder = [nn.Unflatten(1, (z_dim, 1, 1))], []
+        for k, k_next, side, stride in ups:
+            decoder += [up(k, k_next, side, stride), nn.BatchNorm2d(k_next), nn.ELU()]
+        for k, k_next, stride in downs:
+            encoder += [down(k, k_next, stride), nn.BatchNorm2d(k_next), nn.ELU()]
         flat = 128 * (3 if size == 28 else size // 8) ** 2
-        self.encoder = nn.Sequential(*layers, nn.Dropout(0.1), nn.Flatten(), nn.Linear(flat, 2 * z_dim))
+        encoder += [nn.Dropout(0.1), nn.Flatten(), nn.Linear(flat, 2 * z_dim)]
+        self.decoder = nn.Sequential(*decoder, up(ups[-1][1], channels, bias=True))
+        self.encoder = nn.Sequential(*encoder)
 
     def encode(self, x):
         """x (B, C, S, S) in [0, 1] -> mean and log-variance of q(z|x), (B, Z) each (eq. 5)."""
@@ -133,89 +78,95 @@ class VAE(nn.Module):
         return self.decoder(mu + (logvar / 2).exp() * torch.randn_like(mu)).float(), mu, logvar
 
     def swapped(self, z, eps):
-        """z_n (B, Z) -> x^ -> z' (B, Z) (eqs. 8 and 9); eps (B, Z) ~ N(0, 1) is the encoder's own noise."""
+        """z_n (B, Z) -> x^ -> z' (B, Z), with the encoder's own noise eps (eqs. 8 and 9)."""
         mu, logvar = self.encode(torch.sigmoid(self.decoder(z)))
-        return mu if self.posterior == "mean" else mu + (logvar / 2).exp() * eps
+        return mu + (logvar / 2).exp() * eps
 
-    def freeze(self):
-        """After this, no gradient reaches the weights, dropout is off and batch norm keeps its running averages."""
-        return self.eval().requires_grad_(False)
+
+WEIGHTED = nn.Linear, nn.Conv2d, nn.ConvTranspose2d
+
+
+class Labelled(nn.Sequential):
+    """Layers in turn; one-hot labels y (B, L) are joined to the input of each that has weights."""
+
+    def forward(self, x, y=None):
+        for layer in self:
+            if y is not None and isinstance(layer, WEIGHTED):  # L more columns, or constant maps
+                more = y[:, :, None, None].expand(-1, -1, *x.shape[2:]) if x.dim() == 4 else y
+                x = torch.cat([x, more.to(x.dtype)], 1)
+            x = layer(x)
+        return x
 
 
 class Generator(nn.Module):
-    """G: noise (B, Z), and labels (B,) if L > 0, to images (B, C, S, S) in [0, 1].
+    """G: noise (B, Z), if L > 0 labels (B,) (or 0, 1, ...), to images (B, C, S, S) in [0, 1].
 
-    Dense layers of 1024 and maps[0] x s x s, then one `up` per entry of maps, to maps[1], ... and at last C.
+    Dense layers of 1024 and maps[0] x s x s, then an `up` to each of maps[1:] and at last to C.
     """
 
     def __init__(self, maps, channels, size, z_dim, classes=0):
         super().__init__()
         self.z_dim, self.classes = z_dim, classes
         self.base = (size >> len(maps), size >> len(maps), maps[0])
-        flat = math.prod(self.base)
-        self.dense = nn.ModuleList([nn.Linear(z_dim + classes, 1024), nn.Linear(1024 + classes, flat)])
-        self.dense_norms = nn.ModuleList([nn.BatchNorm1d(1024), nn.BatchNorm1d(flat)])
-        self.ups = nn.ModuleList(up(k + classes, k_next) for k, k_next in zip(maps, [*maps[1:], channels]))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(k) for k in maps[1:])
-        self.apply(start_small)
+        dense, ups = [], []
+        for k, k_next in pairwise([z_dim, 1024, math.prod(self.base)]):
+            dense += [nn.Linear(k + classes, k_next), nn.BatchNorm1d(k_next), nn.ReLU()]
+        for k, k_next in pairwise(maps):
+            ups += [up(k + classes, k_next), nn.BatchNorm2d(k_next), nn.ReLU()]
+        self.dense = Labelled(*dense)
+        self.ups = Labelled(*ups, up(maps[-1] + classes, channels, bias=True))
+        self.apply(init)
 
     def forward(self, z, labels=None):
-        y = F.one_hot(labels, self.classes) if self.classes else z[:, :0]  # (B, L)
-        x = z
-        for layer, norm in zip(self.dense, self.dense_norms):
-            x = F.relu(norm(layer(join(x, y))))                   # (B, 1024), (B, K0 s s)
-        x = x.unflatten(1, self.base).movedim(3, 1)               # (B, K0, s, s)
-        for layer, norm in zip(self.ups, [*self.norms, None]):
-            x = layer(join(x, y))                                 # twice the side, at last (B, C, S, S)
-            x = F.relu(norm(x)) if norm else x
-        return torch.sigmoid(x.float())
+        if self.classes and labels is None:
+            labels = torch.arange(len(z), device=z.device) % self.classes
+        y = F.one_hot(labels, self.classes) if self.classes else None  # (B, L)
+        x = self.dense(z, y).unflatten(1, self.base).movedim(3, 1)     # (B, K, s, s)
+        return torch.sigmoid(self.ups(x, y).float())
 
 
 class Discriminator(nn.Module):
     """D: images (B, C, S, S) in [0, 1], and labels (B,) if L > 0, to logits (B,), positive = real.
 
-    One `down` per entry of maps, then `dense` units if not 0, then the logit.
+    A `down` to each of maps, then `dense` units if not 0, then the logit.
     """
 
     def __init__(self, maps, channels, size, classes=0, dense=0):
         super().__init__()
         self.classes = classes
-        self.downs = nn.ModuleList(down(k + classes, k_next) for k, k_next in zip([channels, *maps[:-1]], maps))
-        self.norms = nn.ModuleList([nn.Identity(), *(batch_norm(nn.BatchNorm2d, k) for k in maps[1:])])
-        widths = [maps[-1] * (size >> len(maps)) ** 2, *([dense] if dense else [])]
-        self.dense = nn.ModuleList(nn.Linear(k + classes, dense) for k in widths[:-1])
-        self.dense_norms = nn.ModuleList(batch_norm(nn.BatchNorm1d, dense) for _ in widths[:-1])
-        self.out = nn.Linear(widths[-1] + classes, 1)
-        self.apply(start_small)
+        downs, last = [], []
+        for k, k_next in pairwise([channels, *maps]):
+            norm = nn.BatchNorm2d(k_next, track_running_stats=False)
+            downs += [down(k + classes, k_next), norm, nn.LeakyReLU(0.2)]
+        downs[1] = nn.Identity()  # no batch norm on the first layer, as in DCGAN
+        flat = maps[-1] * (size >> len(maps)) ** 2
+        if dense:
+            norm = nn.BatchNorm1d(dense, track_running_stats=False)
+            last = [nn.Linear(flat + classes, dense), norm, nn.LeakyReLU(0.2)]
+        self.downs = Labelled(*downs)
+        self.last = Labelled(*last, nn.Linear((dense or flat) + classes, 1))
+        self.apply(init)
 
     def forward(self, x, labels=None, with_hidden=False):
-        """With with_hidden, -> (logits, h), h (B, K, s, s) being the last convolution's activations (eq. 12)."""
-        y = F.one_hot(labels, self.classes) if self.classes else x.new_zeros(len(x), 0)  # (B, L)
-        for layer, norm in zip(self.downs, self.norms):
-            x = F.leaky_relu(norm(layer(join(x, y))), 0.2)        # half the side, at last (B, K, s, s)
-        h, x = x, x.movedim(1, 3).flatten(1)
-        for layer, norm in zip(self.dense, self.dense_norms):
-            x = F.leaky_relu(norm(layer(join(x, y))), 0.2)        # (B, dense)
-        logits = self.out(join(x, y)).squeeze(1).float()
+        """with_hidden: -> (logits, h), h (B, K, s, s) the last convolution's maps (eq. 12)."""
+        y = F.one_hot(labels, self.classes) if self.classes else None  # (B, L)
+        h = self.downs(x, y)                                           # (B, K, s, s)
+        logits = self.last(h.movedim(1, 3).flatten(1), y).squeeze(1).float()
         return (logits, h) if with_hidden else logits
 
 
-def batch_norm(kind, k):
-    return kind(k, track_running_stats=False)
-
-
-def start_small(layer):
+def init(layer):
     """Weights start from N(0, 0.02), as in DCGAN."""
-    if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+    if isinstance(layer, WEIGHTED):
         nn.init.normal_(layer.weight, std=0.02)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
 
 
 def vae_loss(logits, x, mu, logvar):
-    """Eq. 4 in nats per image, -> (loss, KL), both means over the batch; the likelihood is Bernoulli, summed over pixels.
+    """Eq. 4 in nats an image -> (loss, KL), means over the batch; Bernoulli, summed over pixels.
 
-    784 log 2 + 0 for 28 x 28 logits of 0 and a posterior N(0, 1).
+    784 log 2 and 0 for 28 x 28 logits of 0 and a posterior N(0, 1).
     """
     nll = F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1).mean()
     kl = (mu.square() + logvar.exp() - logvar - 1).sum(1).mean() / 2
@@ -223,75 +174,138 @@ def vae_loss(logits, x, mu, logvar):
 
 
 def d_loss(real, fake):
-    """-log D(x) - log(1 - D(G(z'))), means over logits real (B,) and fake (B,); eq. 11. 2 log 2 when D cannot tell."""
+    """-log D(x) - log(1 - D(G(z'))) of logits (B,) (eq. 11). 2 log 2 when D cannot tell."""
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
 def g_loss(fake):
-    """-log D(G(z')), mean over logits fake (B,), the form of eq. 11 that does not saturate. log 2 when D cannot tell."""
+    """-log D(G(z')) of logits (B,) (eq. 11, the non-saturating form). log 2 when D cannot tell."""
     return F.softplus(-fake).mean()
 
 
 def hidden_loss(h_real, h_fake):
-    """Eq. 12: mean over the batch of ||h(x_real) - h(x_gen)||, activations (B, K, s, s) paired by place. 0 when equal."""
+    """Mean of ||h(x_real) - h(x_gen)||, h (B, K, s, s) paired by place (eq. 12). 0 when equal."""
     return torch.linalg.vector_norm((h_real.float() - h_fake.float()).flatten(1), dim=1).mean()
 
 
+# ---- sizes and samples ---------------------------------------------------------------------------
+
+
 def build(args):
-    """The bare modules {"G", "D"}, and "vae" unless noise is "plain", of a namespace with channels, size, z_dim,
-    classes, noise, posterior and, if not the paper's, width. Table II for 28 px, IV for 32, III for 64; InputError for
-    other sizes, and for a width at 28 px."""
-    width = args.width if hasattr(args, "width") else None       # older runs have none
+    """{"G", "D"}, "vae" unless args.noise is "plain", "ema" (the average of G) if args.ema.
+
+    args: channels, size, z_dim, classes, noise, width. InputError for a size other than 28 (Table
+    II), 32 (IV) and 64 (III), and for a width at 28.
+    """
+    width, dense = getattr(args, "width", None), 0
+    if args.size == 28 and width:
+        raise data.InputError("the networks for 28 px (Table II) have one width: leave --width out")
     if args.size == 28:
-        if width:
-            raise data.InputError("Table II's networks, of 28 px, have no --width")
         maps_G, maps_D, dense = [128, 128], [11, 74], 1024
     elif args.size in (32, 64):
-        maps_D, dense = [(width or 64) << i for i in range(4)], 0
+        maps_D = [(width or 16) << i for i in range(4)]
         maps_G = maps_D[::-1]
     else:
-        raise data.InputError(f"the paper's tables have images of 28, 32 and 64 px, not {args.size}: choose a --size of those")
-    nets = {"G": Generator(maps_G, args.channels, args.size, args.z_dim, args.classes),
-            "D": Discriminator(maps_D, args.channels, args.size, args.classes, dense)}
+        raise data.InputError(f"no networks for images of {args.size} px: give --size 28, 32 or 64")
+    G = Generator(maps_G, args.channels, args.size, args.z_dim, args.classes)
+    nets = {"G": G, "D": Discriminator(maps_D, args.channels, args.size, args.classes, dense)}
     if args.noise != "plain":
-        nets["vae"] = VAE(args.channels, args.size, args.z_dim, args.posterior)
-    return nets
+        nets["vae"] = VAE(args.channels, args.size, args.z_dim)
+    return nets | ({"ema": copy.deepcopy(G)} if getattr(args, "ema", 0) else {})
 
 
 @torch.no_grad()
 def draw_noise(nets, n, generator=None):
-    """G's input, (n, Z) on the nets' device: z' of the decoder-encoder, or z ~ N(0, I) itself where there is none.
+    """G's input (n, Z), on the nets' device: z' of the frozen decoder-encoder, or z ~ N(0, I).
 
-    Gaussians come from `generator` (on the CPU) if given, so that pictures agree across devices.
+    A generator is the CPU's, so that pictures agree across devices.
     """
-    device = next(nets["G"].parameters()).device
-
-    def gaussian():
-        where = device if generator is None else "cpu"
-        return torch.randn(n, nets["G"].z_dim, generator=generator, device=where).to(device)
-
-    return nets["vae"].swapped(gaussian(), gaussian()) if "vae" in nets else gaussian()
+    G, device = nets["G"], next(nets["G"].parameters()).device
+    where = device if generator is None else "cpu"
+    z_n, eps = torch.randn(2, n, G.z_dim, generator=generator, device=where).to(device)
+    return nets["vae"].swapped(z_n, eps) if "vae" in nets else z_n
 
 
 @torch.no_grad()
 def sample(nets, n, labels=None, generator=None, batch_size=64):
-    """n images (n, C, S, S) in [0, 1]; where G takes labels (n,), 0, 1, ... L - 1 in turn if none are given.
-    """
-    G = nets["G"]
+    """n images (n, C, S, S) in [0, 1]; labels (n,) of a conditional G are 0, 1, ... by default."""
+    G = nets.get("ema", nets["G"])
     device, training = next(G.parameters()).device, G.training
     if G.classes:
         labels = (torch.arange(n) % G.classes if labels is None else labels).to(device)
     G.eval()
     parts = []
-    for start in range(0, n, batch_size):
-        index = torch.arange(start, start + batch_size, device=device) % n  # whole batches: the same z for any n
-        parts.append(G(draw_noise(nets, batch_size, generator), labels[index] if G.classes else None))
+    for start in range(0, n, batch_size):  # whole batches: the same noise for any n
+        index = torch.arange(start, start + batch_size, device=device) % n
+        z = draw_noise(nets, batch_size, generator)
+        parts.append(G(z, labels[index] if G.classes else None))
     G.train(training)
     return torch.cat(parts)[:n]
 
 
-def pretrain(vae, optimiser, x, autocast):
-    """Algorithm 1, line 1: one update of the VAE on images x (B, C, S, S); -> loss and KL in nats per image, (2,)."""
+def draw_pictures(nets, args, folder, step):
+    """samples/STEP.png from fixed noise: 8 rows of 8, or a column per class (up to 16 classes)."""
+    columns = args.classes if 1 < args.classes <= 16 else 8
+    generator = torch.Generator().manual_seed(args.seed)
+    images = sample(nets, 8 * columns, None, generator, args.batch_size)
+    save_image(images, folder / f"samples/{step:06}.png", nrow=columns)
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+# The text of a printed line, and the columns of log.csv, in the order that the updates return.
+VAE_LINE = "VAE {:.2f} nats, KL {:.2f}", ["nats", "kl"]
+GAME_LINE = ("D {:.3f} G {:.3f} hidden {:.2f} | D(x) {:.2f} D(G(z')) {:.2f}",
+             ["loss_d", "loss_g", "hidden", "d_real", "d_fake"])
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser("de_gan.py", allow_abbrev=False,
+                                     description=__doc__.split("\n\n")[0])
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", type=data.path, default="digits",
+        help=f"a folder of images, or one of {', '.join(data.DATASETS)} [%(default)s]")
+    add("--data-dir", type=data.path, default="data", help="where data sets are kept [%(default)s]")
+    add("--size", type=int, help="side of the images in pixels: 28, 32 or 64 [the data set's]")
+    add = parser.add_argument_group("run").add_argument
+    add("--out", type=data.path, help="folder of the run [runs/de_gan-DATASET]")
+    add("--resume", type=data.path, metavar="RUN", help="continue this run")
+    add("--sample", type=int, metavar="N", help="draw N images from the run of --resume")
+    add("--classes", dest="draw_classes", nargs="+", metavar="NAME", help="--sample only these")
+    add("--seed", type=int, default=0, help="of weights, batches and latents [%(default)s]")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
+    add("--log-every", type=int, default=50, help="updates between printed lines [%(default)s]")
+    add("--sample-every", type=int, help="updates between pictures [200; 2,000 on CUDA]")
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=int, help="of D and G [paper's 25, digits 4; at least 3,000 updates]")
+    add("--iters", type=int, help="stop D and G after this many updates, whatever --epochs says")
+    add("--vae-iters", type=int, help="first, the VAE's [3 epochs, 1,000 or more, at most --iters]")
+    add("--batch-size", type=int, help="[64; at most a quarter of the images]")
+    add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for G [%(default)s]")
+    add("--lr-d", type=float, default=2e-4, help="and for D [%(default)s]")
+    add("--lr-vae", type=float, default=1e-3, help="and for the VAE [%(default)s]")
+    add("--decay", type=float, default=0.2,
+        help="last share of the updates, over which G's and D's rates fall to 0 [%(default)s]")
+    add("--ema", type=float, default=0.99, help="samples: average of G's weights [%(default)s]")
+    add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")
+    add("--compile", action="store_true", help="torch.compile G and D")
+    add("--no-graph", dest="graph", action="store_false", help="CUDA without a graph, to debug")
+    add = parser.add_argument_group("model").add_argument
+    add("--conditional", action="store_true", help="G and D read labels, as the paper's on MNIST")
+    add("--noise", choices=["decoder-encoder", "plain"], default="decoder-encoder",
+        help="G's input: z' or N(0, I) [%(default)s]")
+    add("--lambda-hidden", type=float, default=0.01, help="lambda_2, of eq. 12 [%(default)s]")
+    add("--z-dim", type=int, default=128, help="length of the noise [%(default)s, as in the paper]")
+    add("--width", type=int, help="kernels next to a 32 or 64 px image [16; paper: 64]")
+    args = parser.parse_args(argv)
+    data.check_flags(parser, args, may_be_0=("decay", "ema", "lambda_hidden", "vae_iters"))
+    if args.batch_size == 1:
+        parser.error("--batch-size 1: batch norm needs 2 images or more")
+    return metrics.resumed_args(parser, argv, "de_gan") if args.resume else args
+
+
+def update_vae(vae, optimiser, x, autocast):
+    """Algorithm 1, line 1: one update of the VAE -> (loss, KL), nats an image (eq. 4)."""
     with autocast:
         logits, mu, logvar = vae(x)
     loss, kl = vae_loss(logits, x, mu, logvar)
@@ -301,304 +315,135 @@ def pretrain(vae, optimiser, x, autocast):
     return torch.stack([loss, kl]).detach()
 
 
-def play(nets, optimisers, x, y, lambda_hidden, autocast):
-    """Algorithm 1, lines 3 to 13: one update of D, then one of G, on images x (B, C, S, S) with labels y (B,) or None.
+def update(nets, optimisers, x, y, lambda_hidden, autocast):
+    """Algorithm 1, lines 3 to 13: one update of D, then one of G; labels y (B,) or None.
 
-    -> (5,): D's loss, G's adversarial and hidden-space loss, the means of D(x) and D(G(z')).
+    -> (loss of D, of G, hidden-space loss, mean D(x), mean D(G(z')))
     """
-    G, D = nets["G"], nets["D"]
+    G, D, opt_G, opt_D = nets["G"], nets["D"], optimisers["G"], optimisers["D"]
     with autocast:
-        fake = G(draw_noise(nets, len(x)), y)                    # lines 4 to 7
-        real_logit, fake_logit = D(x, y), D(fake.detach(), y)    # apart: each has its own batch statistics
-    loss_D = d_loss(real_logit, fake_logit)
-    optimisers["D"].zero_grad()
+        fake = G(draw_noise(nets, len(x)), y)                # lines 4 to 7
+        d_real, d_fake = D(x, y), D(fake.detach(), y)        # each has its own batch statistics
+    loss_D = d_loss(d_real, d_fake)
+    opt_D.zero_grad()
     loss_D.backward()
-    optimisers["D"].step()
+    opt_D.step()                                             # line 12
 
-    D.requires_grad_(False)                                      # the gradient passes through D to G
+    D.requires_grad_(False)                                  # the gradient passes through D to G
     with autocast:
-        logit, h_fake = D(fake, y, with_hidden=True)
-    loss_G, hidden = g_loss(logit), torch.zeros_like(loss_D)
-    if lambda_hidden:
-        with autocast:
-            hidden = hidden_loss(D(x, y, with_hidden=True)[1], h_fake)
-    optimisers["G"].zero_grad()
-    (loss_G + lambda_hidden * hidden).backward()                 # eq. 13
-    optimisers["G"].step()
+        logits, h_fake = D(fake, y, with_hidden=True)        # line 9
+        h_real = D(x, y, with_hidden=True)[1] if lambda_hidden else None  # line 8
+    loss_G = g_loss(logits)                                  # line 11
+    hidden = hidden_loss(h_real, h_fake) if lambda_hidden else torch.zeros_like(loss_G)  # line 10
+    opt_G.zero_grad()
+    (loss_G + lambda_hidden * hidden).backward()             # eq. 13
+    opt_G.step()                                             # line 13
     D.requires_grad_(True)
-    return torch.stack([loss_D, loss_G, hidden, real_logit.sigmoid().mean(), fake_logit.sigmoid().mean()]).detach()
+    means = d_real.sigmoid().mean(), d_fake.sigmoid().mean()
+    return torch.stack([loss_D, loss_G, hidden, *means]).detach()
 
 
-def draw_pictures(nets, args, folder, step):
-    """samples/STEP.png, the same noise every time: 8 rows of 8, or with labels a column per class (up to 16 of them)."""
-    from torchvision.utils import save_image
-
-    columns = args.classes if 1 < args.classes <= 16 else 8
-    images = sample(nets, 8 * columns, generator=torch.Generator().manual_seed(args.seed), batch_size=args.batch_size)
-    save_image(images, folder / f"samples/{step:06}.png", nrow=columns)
+def adam(net, lr, beta_1):
+    """Adam in one kernel; its rate is a tensor, so that it can fall inside a CUDA graph."""
+    optimiser = torch.optim.Adam(net.parameters(), lr, (beta_1, 0.999), fused=True, capturable=True)
+    optimiser.param_groups[0]["lr"] = torch.tensor(lr, device=next(net.parameters()).device)
+    return optimiser
 
 
-@torch.no_grad()
-def draw_vae(nets, x, folder):
-    """vae.png: ten training images, what the VAE makes of them, and below ten x^ of z_n ~ N(0, I)."""
-    from torchvision.utils import save_image
-
-    vae, training = nets["vae"], nets["vae"].training
-    vae.eval()
-    z = torch.randn(10, nets["G"].z_dim, generator=torch.Generator().manual_seed(0)).to(x.device)
-    rows = [x[:10], torch.sigmoid(vae.decoder(vae.encode(x[:10])[0])), torch.sigmoid(vae.decoder(z))]
-    vae.train(training)
-    save_image(torch.cat(rows), folder / "vae.png", nrow=len(x[:10]))
-
-
-@torch.no_grad()
-def draw_lines(nets, args, folder):
-    """interpolation.png (Figure 7): each row a straight line of G's input between two draws, one label to a row."""
-    from torchvision.utils import save_image
-
-    G = nets["G"].eval()
-    ends = draw_noise(nets, 16, torch.Generator().manual_seed(args.seed)).unflatten(0, (2, 8, 1))
-    t = torch.linspace(0, 1, 10, device=ends.device)[:, None]
-    z = ends[0] + t * (ends[1] - ends[0])                         # (8, 10, Z)
-    labels = torch.arange(8, device=z.device).repeat_interleave(10) % args.classes if args.classes else None
-    save_image(G(z.flatten(0, 1), labels), folder / "interpolation.png", nrow=10)
-    G.train()
+def complete(args):
+    """Fill in what follows from the images: the number of classes and the VAE's updates."""
+    args.classes = len(args.class_names) if args.conditional else 0
+    if args.classes == 1:
+        raise data.InputError(f"{args.dataset} has one class only: leave --conditional out")
+    if args.noise == "plain":
+        args.vae_iters = 0
+    elif args.vae_iters is None:
+        three_epochs = 3 * (args.train_images // args.batch_size)
+        args.vae_iters = min(max(three_epochs, 1000), args.iters or math.inf)
 
 
-def draw_nearest(nets, args, images, folder, most=2**28):
-    """nearest.png (Figure 5): ten rows of eight samples, with labels one to a row, and the training image nearest to the last.
+def run_updates(args, nets, optimisers, images, labels, start, total, autocast):
+    """The updates start + 1 to total; yields the running sums of the losses after each.
 
-    The images are searched in parts of `most` numbers, a GiB of floats, and then the nearest ones of all parts.
+    First the VAE's, then those of D and G; each of the two phases is one CUDA graph.
     """
-    from torchvision.utils import save_image
+    device, labels = next(nets["G"].parameters()).device, labels if args.conditional else None
+    average = get_ema_multi_avg_fn(args.ema)
+    weights = [list(nets[name].parameters()) for name in ("ema", "G") if args.ema]
+    if args.compile:
+        nets = nets | {name: torch.compile(nets[name]) for name in ("G", "D")}
 
-    labels = torch.arange(10).repeat_interleave(8) % args.classes if args.classes else None
-    drawn = sample(nets, 80, labels, torch.Generator().manual_seed(args.seed), args.batch_size).cpu().unflatten(0, (10, 8))
-    asked = drawn[:, -1] * 255
-    near = [part[metrics.nearest(part, 1, queries=asked)[1][:, 0]] for part in images.split(most // images[0].numel())]
-    near = torch.cat(near)                                        # (10 a part, C, S, S)
-    _, indices = metrics.nearest(near, 1, queries=asked)
-    save_image(torch.cat([drawn, near[indices] / 255], 1).flatten(0, 1), folder / "nearest.png", nrow=9)
+    def one_of_vae(x, y=None):
+        return update_vae(nets["vae"], optimisers["vae"], x, autocast)
 
+    def one_of_game(x, y=None):
+        losses = update(nets, optimisers, x, y, args.lambda_hidden, autocast)
+        if args.ema:
+            average(*weights, None)
+        return losses
 
-def draw_losses(folder):
-    """losses.png (Figures 8, 10) out of log.csv: the losses of D and G over the updates of the game."""
-    with open(folder / "log.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["loss_d"]]
-    curves = {name: [(int(row["step"]), float(row[key])) for row in rows] for key, name in (("loss_d", "D"), ("loss_g", "G"))}
-    metrics.draw_curves(curves, folder / "losses.png", "losses over the updates, the VAE's counted")
-
-
-def plane(x):
-    """x (n, d) -> (n, 2): the two principal components that spread it the most, the second 0 where d is 1."""
-    x = (x - x.mean(0)).double()
-    x = x @ torch.linalg.svd(x, full_matrices=False).Vh[:2].T
-    return F.pad(x, (0, 2 - x.shape[1]))
-
-
-def draw_plane(nets, folder, n=2000):
-    """noise.png (Figure 11): the principal plane of z_n at the left and of z' at the right, on one scale."""
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(n, nets["G"].z_dim, generator=generator)
-    clouds = {"z_n ~ N(0, I)": plane(z), "z', after decoder and encoder": plane(draw_noise(nets, n, generator).cpu())}
-    scale = max(cloud.abs().max() for cloud in clouds.values())
-    picture = Image.new("L", (800, 430), 255)
-    pen = ImageDraw.Draw(picture)
-    for i, (name, cloud) in enumerate(clouds.items()):
-        left = 400 * i
-        pen.rectangle((left + 10, 25, left + 390, 405), outline=160)
-        pen.text((left + 14, 8), name, fill=0)
-        pen.text((left + 14, 410), f"standard deviations {cloud[:, 0].std():.2f}, {cloud[:, 1].std():.2f}", fill=0)
-        for a, b in (cloud / scale * 185).tolist():
-            pen.ellipse((left + 199 + a, 214 + b, left + 201 + a, 216 + b), fill=0)
-    picture.save(folder / "noise.png")
-
-
-def tell_dimension(images, z_dim, n=2000):
-    """Prints the intrinsic dimension (section III, eqs. 15 and 16) of n of the images, and warns when z is smaller."""
-    chosen = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:n]]
-    try:
-        dimension = metrics.intrinsic_dimension(chosen, k=20)
-    except ValueError as error:
-        print(f"intrinsic dimension of the data: not estimated ({error})")
-        return
-    print(f"intrinsic dimension of the data, from {len(chosen)} images: {dimension:.1f}; z has {z_dim}")
-    if z_dim < dimension:
-        print(f"warning: z is smaller than the data's dimension, so some of the data cannot be drawn (section III): raise "
-              f"--z-dim above {math.ceil(dimension)}", file=sys.stderr)
-
-
-def legible(nets, args, classifier, images, labels, n=2000):
-    """-> (accuracy, rdd) of n samples, labels in turn: the share that the classifier reads as its label (Figure 6), and
-    the diversity relative to 10,000 of the training images, averaged over classes (Table VI; 1 is ideal).
-
-    A class needs two samples and two training images that differ to count; where none has them, rdd is nan.
-    """
-    y = torch.arange(n) % args.classes
-    x = sample(nets, n, y, torch.Generator().manual_seed(args.seed + 1), args.batch_size).cpu()
-    if not x.isfinite().all():
-        raise FloatingPointError("G draws what is not finite: try a lower --lr-g or --lr-d, or --no-amp; the last good checkpoint is kept")
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:10_000]  # folders lie class by class
-    images, labels = images[chosen], labels[chosen]
-    pairs = ((x[y == label], images[labels == label]) for label in labels.unique())
-    ratios = [metrics.rdd(own, real / 255)["mean"] for own, real in pairs if len(own) > 1 and (real != real[0]).any()]
-    return metrics.test_accuracy(classifier, x, y), sum(ratios) / len(ratios) if ratios else math.nan
-
-
-COLUMNS = ["loss_d", "loss_g", "hidden", "d_real", "d_fake"]  # of log.csv, in the order that `play` returns
-
-
-def parse_args(argv=None):
-    parser = metrics.Parser("de_gan.py", description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
-    add("--dataset", default="digits", help=f"{', '.join(data.DATASETS)}, or a folder of images")
-    add("--data-dir", default="data", help="where data sets lie, and are downloaded to")
-    add("--size", type=metrics.count, help="side of the images in pixels; the data set's own if not given")
-    add("--out", help="the run's folder; runs/de_gan-DATASET (or de_gan-plain-DATASET) if not given")
-    add("--resume", metavar="RUN", help="go on with this run")
-    add("--sample", type=metrics.count, metavar="N", help="only draw N images of the run given by --resume, into --out")
-    add("--seed", type=metrics.seed, default=0, help="of weights, batches and latents")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
-    add("--epochs", type=metrics.count, help="times through the data after the VAE's updates; the paper's 25, for digits 4, if not given")
-    add("--iters", type=metrics.count, help="stop after this many updates, the VAE's counted; takes the place of --epochs")
-    add("--batch-size", type=metrics.count, default=64, help="the paper prints none")
-    add("--lr-g", type=metrics.rate, default=2e-4, help="Adam's rate for G")
-    add("--lr-d", type=metrics.rate, default=2e-4, help="Adam's rate for D")
-    add("--log-every", type=metrics.count, default=50, help="updates between two printed lines")
-    add("--sample-every", type=metrics.count, default=200, help="updates between two grids, each with a checkpoint")
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile the networks, but for the frozen VAE; as CUDA graphs on a GPU")
-    add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; where the device is fast at it if not given")
-    add("--conditional", action=argparse.BooleanOptionalAction, default=False, help="G and D read labels, as on MNIST")
-    add("--noise", choices=["decoder-encoder", "plain"], default="decoder-encoder",
-        help="G's input: z', or N(0, I), with --lambda-hidden 0 the paper's baseline")
-    add("--posterior", choices=["sample", "mean"], default="sample", help="z' is drawn from q(z|x^), or is its mean")
-    add("--lambda-hidden", type=metrics.weight, default=0.01, help="lambda_2, the weight of the hidden-space loss; 0 leaves it out")
-    add("--z-dim", type=metrics.count, default=128, help="length of the noise; the paper's is 128")
-    add("--width", type=metrics.count, help="maps at half the image's side, doubled at each halving, at 32 and 64 px; the paper's 64 if not given")
-    add("--vae-iters", type=metrics.count, help="updates of the VAE before the game, if there is one; three epochs if not given")
-    add("--lr-vae", type=metrics.rate, default=1e-3, help="Adam's rate for the VAE")
-    add("--accuracy-every", type=metrics.count, help="updates between two rows of accuracy.csv; an epoch if not given")
-    args = parser.parse_args(argv)
-    if args.resume:
-        return metrics.resumed_args(parser, argv, "de_gan", free={"accuracy_every"})
-    if args.sample:
-        parser.error("--sample draws from a trained run: name it with --resume RUN")
-    if args.batch_size == 1:
-        parser.error("--batch-size 1: batch normalisation takes two images at least")
-    if args.dataset in data.DATASETS:
-        args.channels, side = data.DATASETS[args.dataset]
-        args.size = args.size or side
-    args.epochs = args.epochs or (4 if args.dataset == "digits" else 25)
-    return args
-
-
-def main(argv=None):
-    try:
-        args = parse_args(argv)
-        metrics.write_samples(args) if args.sample else train(args)
-    except (data.InputError, FloatingPointError, OSError) as error:
-        print(f"de_gan.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # outside the updates, where there is nothing to save
-        sys.exit(130)
+    for one_update, last in ((one_of_vae, args.vae_iters), (one_of_game, total)):
+        if one_update is one_of_game and "vae" in nets:
+            nets["vae"].eval().requires_grad_(False)  # frozen
+        if start < last:
+            batches = data.batches(images, args.batch_size, device, args.seed, start, labels)
+            sums = data.captured(one_update, batches, args.graph and device.type == "cuda")
+            yield from islice(sums, last - start)
+            start = last
 
 
 def train(args):
     name = "de_gan-plain" if args.noise == "plain" else "de_gan"
-    folder = metrics.run_folder(args, f"runs/{name}-{Path(args.dataset).name}")
-    device = metrics.device_of(args.device)
-    images, labels = data.load(args.dataset, args.data_dir, size=args.size)
-    classes = int(labels.max()) + 1 if args.conditional else 0
-    if args.resume and (*images.shape[1:], classes) != (args.channels, args.size, args.size, args.classes):
-        raise data.InputError(f"{args.dataset} has images of {tuple(images.shape[1:])} and {classes} classes, the run "
-                              f"{args.resume} {(args.channels, args.size, args.size)} and {args.classes}")
-    if classes == 1:
-        raise data.InputError(f"{args.dataset} has images of one class only: leave --conditional out")
-    args.channels, args.size, args.classes = *images.shape[1:3], classes
-    per_epoch = len(images) // args.batch_size
-    args.vae_iters = 0 if args.noise == "plain" else args.vae_iters or 3 * per_epoch
-    args.accuracy_every = args.accuracy_every or per_epoch
-    if args.amp is None:
-        args.amp = data.has_bf16(device)
+    folder, device = metrics.open_run(args, "de_gan", name)
+    images, labels = data.training_set(args, batch_size=64)
+    complete(args)
+    autocast = data.autocast(args, device)
 
     torch.manual_seed(args.seed)
     nets = build(args)
     for net in nets.values():
         net.to(device, memory_format=torch.channels_last)
-    rates = {"G": args.lr_g, "D": args.lr_d, "vae": args.lr_vae}
-    optimisers = {key: torch.optim.Adam(net.parameters(), lr=rates[key], fused=True,
-                                        betas=(0.9, 0.999) if key == "vae" else (0.5, 0.999)) for key, net in nets.items()}
-    start = metrics.restore_run(args.resume, nets, optimisers) if args.resume else 0
-    stream = data.batches(images, args.batch_size, device, args.seed, start=start, labels=labels)
-    total = args.iters or args.vae_iters + args.epochs * per_epoch
-    if start >= total:
-        raise data.InputError(f"{folder} has its {start} of {total} updates: raise --iters or --epochs to go on")
-    classifier = metrics.classifier_of(args.dataset, args.data_dir, args.size, device) if classes else None
-    vae, fast = nets.get("vae"), nets
-    if args.compile:  # nets itself stays plain, for samples: a CUDA graph would overwrite each batch with the next
-        fast = {key: torch.compile(net, mode="reduce-overhead" if device.type == "cuda" else "default") for key, net in nets.items()}
-    tell_dimension(images, args.z_dim)
-
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
-    kept = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "sample")}
-    log = metrics.open_log(folder / "log.csv", start, ["step", "vae", "kl", *COLUMNS, "images_per_s"])
-    if classes:
-        curve = metrics.open_log(folder / "accuracy.csv", start, ["step", "updates", "accuracy", "rdd"])
-    (folder / "args.json").write_text(json.dumps(kept, indent=1) + "\n")
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.amp)
-    began = since = time.perf_counter()
-    sums, printed = 0, start
-    with metrics.ctrl_c() as stopping:
-        for step, (x, y) in enumerate(stream, start + 1):
-            if args.compile:
-                torch.compiler.cudagraph_mark_step_begin()  # till the next mark no graph overwrites another's outputs
-            game = step > args.vae_iters
-            if game and vae and vae.training:
-                vae.freeze()
-            if game:
-                sums = sums + play(fast, optimisers, x, y if classes else None, args.lambda_hidden, autocast)
-            else:
-                sums = sums + pretrain(fast["vae"], optimisers["vae"], x, autocast)
-
-            ends = step == total or stopping
-            if step % args.log_every == 0 or step % args.sample_every == 0 or step == args.vae_iters or ends:
-                means = (sums / (step - printed)).tolist()       # the only wait for the device
-                if not all(map(math.isfinite, means)):
-                    raise FloatingPointError(f"a loss is not finite by step {step}: try a lower --lr-g, --lr-d or --lr-vae, "
-                                             f"or --no-amp; {folder} keeps its last good checkpoint")
-                rate = (step - printed) * args.batch_size / (time.perf_counter() - since)
-                left = int((time.perf_counter() - began) / (step - start) * (total - step))
-                words = "D {:.3f} G {:.3f} hidden {:.2f} | D(x) {:.2f} D(G(z')) {:.2f}" if game else "VAE {:.2f} nats, KL {:.2f}"
-                print(f"step {step:6}/{total} | {words.format(*means)} | {rate:.0f} img/s | {left // 60}:{left % 60:02} left",
-                      flush=True)
-                texts = [f"{mean:.4f}" for mean in means]
-                log.writerow([step, *(["", "", *texts] if game else [*texts, *[""] * len(COLUMNS)]), f"{rate:.0f}"])
-                sums, printed, since = 0, step, time.perf_counter()
-            if classes and game and ((step - args.vae_iters) % args.accuracy_every == 0 or step == total):
-                accuracy, diversity = legible(nets, args, classifier, images, labels)
-                print(f"step {step:6}/{total} | {accuracy:.1%} of 2,000 samples read as their label, rdd {diversity:.3f}")
-                curve.writerow([step, step - args.vae_iters, f"{accuracy:.4f}", f"{diversity:.4f}"])
-            if step % args.sample_every == 0 or step == args.vae_iters or ends:
-                metrics.check_finite(folder, step, nets)  # before they are looked at
-                if step == total or not stopping:
-                    draw_pictures(nets, args, folder, step) if game else draw_vae(nets, x, folder)
-                if step == total and game:                       # before the checkpoint, with which the run is whole
-                    draw_lines(nets, args, folder)
-                    if vae:
-                        draw_plane(nets, folder)
-                    draw_nearest(nets, args, images, folder)
-                    draw_losses(folder)
-                metrics.save_run(folder, "de_gan", kept, step, nets, optimisers)
-            if ends:
-                break
+    rates = {"G": (args.lr_g, 0.5), "D": (args.lr_d, 0.5), "vae": (args.lr_vae, 0.9)}
+    optimisers = {name: adam(nets[name], *rates[name]) for name in rates if name in nets}
+    opt_G, opt_D = optimisers["G"], optimisers["D"]
+    start = metrics.restore_run(folder, nets, optimisers) if args.resume else 0
+    planned = data.planned_updates(args, epochs=4 if args.dataset == "digits" else 25)
+    total, falling = args.vae_iters + (args.iters or planned), int(args.decay * planned)
+    log = metrics.open_log(folder, args, nets, start, total, VAE_LINE[1] + GAME_LINE[1])
+    updates = run_updates(args, nets, optimisers, images, labels, start, total, autocast)
+    every = args.sample_every or (2000 if device.type == "cuda" else 200)
+    last_D, stop = collections.deque(maxlen=10), data.stop_signals()
+    for step in range(start + 1, total + 1):
+        game = step - args.vae_iters  # the update of D and G; up to 0 the VAE has its turn
+        share = (planned + 1 - game) / (falling + 1)  # of the learning rates
+        if share < 1:
+            opt_G.param_groups[0]["lr"].fill_(args.lr_g * share)
+            opt_D.param_groups[0]["lr"].fill_(args.lr_d * share)
+        sums = next(updates)
+        if share < 0.5 and (planned - game) % (falling // 20 + 1) == 0:  # GAM averages over these
+            last_D.append(copy.deepcopy(nets["D"].state_dict()))
+        ends = step == total or bool(stop)
+        saves = ends or game in (0, 100) or step % every == 0
+        if saves or step in (1, 10) or game in (1, 10) or step % args.log_every == 0:
+            log(step, sums, *(GAME_LINE if game > 0 else VAE_LINE))
+        if saves:
+            if args.ema and game > 0:  # measure batch norm's averages for the averaged weights
+                noise = draw_noise(nets, 10 * args.batch_size, torch.Generator().manual_seed(0))
+                update_bn(noise.split(args.batch_size), nets["ema"])
+            metrics.save_run(folder, "de_gan", args, step, nets, optimisers, D_snapshots=[*last_D])
+            if game > 0:
+                draw_pictures(nets, args, folder, step)
+        if ends:
+            break
     if step < total:
-        print(f"stopped; go on with: python de_gan.py --resume {folder}")
-        sys.exit(130)
-    if not game:
-        print(f"done, but all {step} updates were the VAE's: vae.png and checkpoint.pt are in {folder}; the game begins "
-              f"after update {args.vae_iters}: python de_gan.py --resume {folder} --iters {args.vae_iters + 1000}")
-        return
-    print(f"done: samples, interpolation, {'noise, ' if vae else ''}nearest and losses.png, log.csv and checkpoint.pt are in {folder}")
+        raise data.Stopped(folder)
+    data.say(f"done: samples, losses.png and checkpoint.pt are in {folder}")
+
+
+def main(argv=None):
+    with data.plain_errors("de_gan.py"):
+        args = parse_args(argv)
+        metrics.write_samples(args) if args.sample else train(args)
 
 
 if __name__ == "__main__":

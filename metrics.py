@@ -1,26 +1,26 @@
-"""Measures of image generators, and the runs they are taken of.
+"""Compare image generators: GAM battles, FID, MMD, kNN / Bayes, intrinsic dimension, rdd, accuracy.
 
-    python metrics.py gam runs/gran1-mnist runs/gran3-mnist runs/gran5-mnist --dataset mnist
     python metrics.py eval runs/gran5-mnist runs/vae-mnist samples.npz --dataset mnist
+    python metrics.py gam runs/gran1-mnist runs/gran3-mnist runs/gran5-mnist
+    python metrics.py dim --dataset mnist
 
-Images are float32 (n, C, H, W) in [0, 1]. The measures are plain functions of tensors: they take (n, ...) inputs of
-any dtype on any device, flatten them to rows, work in float64 and give back floats or dicts of floats, so each can be
-copied out on its own.
+Images are (n, C, H, W), uint8 or floats in [0, 1]. The measures are plain functions of tensors or
+numpy arrays: they flatten to rows, work in float64 and return floats or dicts, so that each can be
+copied out on its own. The first section holds a run's files, which the training scripts share.
 """
 
 import argparse
+import atexit
 import contextlib
 import csv
-import ctypes
 import hashlib
 import importlib
 import inspect
-import io
 import json
 import math
 import os
-import pickle
 import re
+import shlex
 import signal
 import sys
 import time
@@ -30,506 +30,539 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from torch import nn
+from torchvision.models import inception as tv
+from torchvision.utils import save_image
 
 import data
 from data import InputError
 
-HERE = Path(__file__).resolve().parent
-UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError)  # what torch.load may raise
+# ---- Runs ----------------------------------------------------------------------------------------
+
+NOT_FINITE = ("a {} is not finite at update {}: try lower rates or --no-amp; {} keeps its last "
+              "good checkpoint")
 
 
-# ---------------------------------------------------------------------------------------------------------------- runs
+def save_run(folder, script, args, step, nets, optimisers, **extra):
+    """Write folder/checkpoint.pt: all that sampling and resuming need, as tensors and plain values.
 
-
-def save_run(folder, script, args, step, nets, optimisers):
-    """Write folder/checkpoint.pt: everything needed to sample a run or to go on with it.
-
-    `args` is a Namespace or dict; `nets` and `optimisers` are dicts of objects with a state_dict. The file is written
-    beside its place, synced and moved there in one step, so a run killed at any moment keeps its last good
-    checkpoint. Raises OSError, and FloatingPointError rather than write weights that are not finite.
+    args: Namespace or dict; nets, optimisers: dicts of objects with a state_dict; extra: further
+    entries. A run killed at any moment keeps its last whole checkpoint. Draws losses.png out of
+    log.csv. Raises OSError, and FloatingPointError for weights that are not finite.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, args = Path(folder), json.loads(json.dumps(_kept(args), default=str))
     check_finite(folder, step, nets)
-    values = args if isinstance(args, dict) else vars(args)
-    checkpoint = {
-        "script": script,
-        "args": json.loads(json.dumps(values, default=str)),  # plain values only, as in args.json: paths become strings
-        "step": step,
-        "nets": {name: net.state_dict() for name, net in nets.items()},
-        "optimisers": {name: optimiser.state_dict() for name, optimiser in optimisers.items()},
-        "rng": {
-            "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        },
-    }
-    _write(folder / "checkpoint.pt", checkpoint)
+    checkpoint = {"script": script, "args": args, "step": step, "classes": args.get("class_names"),
+                  "digest": args.get("digest"), "rng": {"cpu": torch.get_rng_state(), "cuda": []}}
+    checkpoint["nets"] = {name: net.state_dict() for name, net in nets.items()}
+    checkpoint["optimisers"] = {name: opt.state_dict() for name, opt in optimisers.items()}
+    if torch.cuda.is_initialized():
+        checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state_all()
+    part = folder / "checkpoint.pt.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            torch.save(checkpoint | extra, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, folder / "checkpoint.pt")
+    except (OSError, RuntimeError) as error:  # torch hides a full disk behind a RuntimeError
+        part.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        raise OSError(f"{folder} keeps its last checkpoint, a new one fails: {cause}") from error
+    draw_losses(folder)
+
+
+def draw_losses(folder):
+    """losses.png out of a run's log.csv, if it has one."""
+    log = folder / "log.csv"
+    rows = list(csv.DictReader(log.open(newline=""))) if log.exists() else []
+    names = [name for name in (rows or [{}])[0] if name.startswith(("loss", "bound", "vae"))]
+    curves = {name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+              for name in names}
+    if any(curves.values()):
+        draw_curves(curves, folder / "losses.png", "losses over the updates")
+
+
+def _kept(args):
+    """args as a dict, without what only holds for one call."""
+    args = args if isinstance(args, dict) else vars(args)
+    once = ("out", "resume", "sample", "draw_classes", "explore", "on")
+    return {k: v for k, v in args.items() if k not in once}
 
 
 def check_finite(folder, step, nets):
-    """Raises FloatingPointError if a weight of `nets`, a dict of modules, is not finite."""
-    if not all(value.isfinite().all() for net in nets.values() for value in net.state_dict().values()):
-        raise FloatingPointError(f"the weights are not finite at step {step}: try a lower --lr, --lr-g or --lr-d, or --no-amp; "
-                                 f"{folder} keeps its last good checkpoint")
-
-
-def _write(path, content):
-    """torch.save under another name, synced, and moved to `path` in one step: the file is whole or as it was."""
-    part = path.with_name(path.name + ".part")  # a run is alone in its folder, and takes the place of what a killed one left
-    try:
-        with open(part, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch covers a full disk with a RuntimeError of its own
-        part.unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) or error.__context__ is None else error.__context__
-        raise OSError(f"{path} cannot be written and stays as it was: {cause}") from error
+    """FloatingPointError if a weight of nets, a dict of modules, is not finite."""
+    if not all(v.isfinite().all() for net in nets.values() for v in net.state_dict().values()):
+        raise FloatingPointError(NOT_FINITE.format("weight", step, folder))
 
 
 def load_checkpoint(path, script=None):
-    """The dict that `save_run` wrote, on the CPU. `path` is a run's folder or its checkpoint file.
+    """The dict of `save_run`, on the CPU; path: the run's folder or its file. Runs no code in it.
 
-    Only tensors and plain values are read (weights_only), so a file with code in it is refused and nothing of it runs.
-    Raises InputError if the file is missing, broken, not ours, or of another script than `script`.
+    InputError if the file is missing, damaged, not ours, or of another script.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     file = path / "checkpoint.pt" if path.is_dir() else path
-    if not file.exists():
-        reason = "the folder holds no checkpoint.pt" if path.is_dir() else "no such file or folder"
-        raise InputError(f"{path} is not a run: {reason}; give the folder that a training script wrote (its --out)")
-    open(file, "rb").close()  # a file that may not be read is not broken
-    if not zipfile.is_zipfile(file):  # also says no to a truncated file: the zip's directory is at its end
-        raise InputError(f"{file} is broken or not a checkpoint; train the run again, or take a whole copy of the file")
+    if not file.is_file():
+        raise InputError(f"{path} is not a run (no checkpoint.pt): give a training script's folder")
+    open(file, "rb").close()  # a file without read permission is not a damaged one
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{file} cannot be read as a checkpoint of tensors and plain values: {reason}") from error
-    wanted = {"script": str, "args": dict, "step": int, "nets": dict, "optimisers": dict, "rng": dict}
-    for key, kind in wanted.items():
-        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
-            raise InputError(f"{file} is not a checkpoint of these scripts: it has no {key!r} of type {kind.__name__}")
-    if script is not None and checkpoint["script"] != script:
-        raise InputError(f"{path} was written by {checkpoint['script']}.py, not by {script}.py; use that script for it")
-    return checkpoint
+        with zipfile.ZipFile(file) as archive:  # compares checksums, as torch.load does not
+            if archive.testzip():
+                raise ValueError("its checksum is wrong")
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        kinds = {"script": str, "args": dict, "step": int, "nets": dict, "optimisers": dict}
+        for key, kind in kinds.items():
+            if not isinstance(found[key], kind):
+                raise ValueError(f"{key!r} is not a {kind.__name__}")
+    except Exception as error:  # a damaged file may raise anything
+        raise InputError(f"{file} is damaged or not a checkpoint of ours ({_reason(error)}): "
+                         "take a whole copy, or train again") from error
+    if script not in (None, found["script"]):
+        raise InputError(f"{path} is a run of {found['script']}.py, not of {script}.py: use that")
+    return found
+
+
+def _reason(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _misfit(path, script, error):
+    return InputError(f"{path} does not fit {script}.py ({_reason(error)}): use the version that "
+                      "wrote it")
+
+
+def build_nets(path, checkpoint):
+    """-> the script's module, args, and nets with the checkpoint's weights; InputError if unfit."""
+    script, args = checkpoint["script"], argparse.Namespace(**checkpoint["args"])
+    known = re.fullmatch("[a-z][a-z0-9_]*", script) and script not in ("data", "metrics")
+    if not known or not Path(__file__).with_name(f"{script}.py").is_file():
+        raise InputError(f"{path} is a run of {script!r}, and no such script is next to metrics.py")
+    module = importlib.import_module(script)
+    try:
+        for name in ("batch_size", "size", "channels"):
+            value = getattr(args, name)
+            if type(value) is not int or not 0 < value <= 2**16:
+                raise ValueError(f"{name} is {value!r}")
+        with torch.device("meta"):  # takes no memory, whatever the sizes
+            nets = module.build(args)
+        for name, net in nets.items():
+            net.load_state_dict(checkpoint["nets"][name], assign=True)
+    except Exception as error:  # wrong values in args may raise anything
+        raise _misfit(path, script, error) from error
+    return module, args, nets
 
 
 class Run:
-    """A trained model as the measures see it.
+    """A trained model as the measures see it, from `load_run`.
 
-    `sample(n, labels=None, seed=0)` draws images; `logits(x, labels=None)` are D's scores, or None where the run has
-    no image discriminator. `nets`, `args` (Namespace), `step`, `script`, `conditional` and `name` are as the run left
-    them.
+    nets, args, step, script, name; conditional: it draws by label; classes: label k is classes[k];
+    logits: D's, None without a discriminator.
     """
 
-    def __init__(self, module, nets, args, step, script, name, device, steps=None):
-        self.module, self.nets, self.args, self.step, self.script = module, nets, args, step, script
-        self.name, self.device, self.steps = name, torch.device(device), steps
-        self.conditional, self.labels = bool(getattr(args, "conditional", False)), None
-        self.logits = self._logits if "D" in nets else None
+    images = labels = None
+
+    def __init__(self, path, device, steps=None):
+        checkpoint = load_checkpoint(path)
+        self.module, self.args, self.nets = build_nets(path, checkpoint)
+        self.script, self.step, self.steps = checkpoint["script"], checkpoint["step"], steps
+        self.device, folder = torch.device(device), Path(path).expanduser().resolve()
+        folder = folder if folder.is_dir() else folder.parent
+        self.name = folder.name + (f"@{steps}" if steps else "")
+        self.conditional = bool(getattr(self.args, "conditional", False))
+        self.classes = getattr(self.args, "class_names", None) or []
+        self.snapshots = checkpoint.get("D_snapshots") or []
+        self.logits = self._logits if "D" in self.nets else None
 
     def sample(self, n, labels=None, seed=0):
-        """(n, C, H, W) float32 in [0, 1] on the run's device, by int64 `labels` (n,); a seed, the same pictures."""
-        extra = {} if self.steps is None else {"steps": self.steps}
-        generator = torch.Generator().manual_seed(seed)
-        if labels is not None:
-            labels = labels.to(self.device)
-        return self.module.sample(
-            self.nets, n, labels=labels, generator=generator, batch_size=self.args.batch_size, **extra
-        )
+        """(n, C, H, W) float32 in [0, 1], by labels int64 (n,); the same for the same seed."""
+        extra = {"steps": self.steps} if self.steps else {}
+        labels = None if labels is None else labels.to(self.device)
+        return self.module.sample(self.nets, n, labels, torch.Generator().manual_seed(seed),
+                                  self.args.batch_size, **extra)
 
     @torch.no_grad()
     def _logits(self, x, labels=None):
-        """D's logits (n,) on the CPU for x (n, C, H, W); positive reads "real".
+        """D's logits (n,), on the CPU, of images x (n, C, H, W); positive is real.
 
-        Scored in batches of the training size, the last one filled up by wrapping round, so that batch norm in D sees
-        statistics of the kind it was trained with. Feed real and generated images apart: D never met them in one
-        batch.
+        In whole batches of the training size, as batch norm in D needs; give real and generated
+        images apart, as D met them.
         """
         if self.conditional and labels is None:
-            raise ValueError(f"labels: the discriminator of {self.name} is conditional and needs them")
-        out = []
-        for start in range(0, len(x), self.args.batch_size):
-            index = torch.arange(start, start + self.args.batch_size) % len(x)
-            batch = [x[index.to(x.device)].to(self.device)]
-            if self.conditional:
-                batch.append(labels[index.to(labels.device)].to(self.device))
-            out.append(self.nets["D"](*batch).float().cpu())
+            raise ValueError(f"labels: the discriminator of {self.name} needs them")
+        size, out = self.args.batch_size, []
+        for start in range(0, len(x), size):
+            index = torch.arange(start, start + size) % len(x)
+            parts = [x, labels] if self.conditional else [x]
+            parts = [part[index.to(part.device)].to(self.device) for part in parts]
+            out.append(self.nets["D"](*parts).float().cpu())
         return torch.cat(out)[: len(x)]
+
+    def judges(self):
+        """`logits` of each snapshot of D's last updates that the run kept, or of D alone."""
+        last = {name: value.clone() for name, value in self.nets["D"].state_dict().items()}
+        for state in [*self.snapshots, last] if self.snapshots else [last]:
+            self.nets["D"].load_state_dict(state)
+            yield self._logits
 
 
 def load_run(path, device="cpu", steps=None):
-    """The run in a folder (or checkpoint file) as a `Run`, its nets on `device` in evaluation mode.
+    """The `Run` in a folder or checkpoint file, on `device`, for measuring.
 
-    `steps` draws a recurrent model with that many steps instead of its own T (GRAN, Table 4). The script that the
-    checkpoint names is imported only if it stands beside this file. Raises InputError for anything that is not a run
-    of ours.
+    steps: draw a recurrent model in that many steps (GRAN, Table 4). InputError if it is no run.
     """
-    checkpoint = load_checkpoint(path)
-    script = checkpoint["script"]
-    plain = re.fullmatch(r"[a-z][a-z0-9_]*", script) and script not in ("data", "metrics")
-    if not plain or not (HERE / f"{script}.py").is_file():
-        raise InputError(f"{path} names the script {script!r}, and no such script stands beside metrics.py")
-    module, device = importlib.import_module(script), device_of(device)
-    if steps is not None and ("steps" not in inspect.signature(module.sample).parameters or steps < 1):
-        raise InputError(f"{path}@{steps}: @STEPS is for recurrent models, from 1 step on; {script}.py takes none such")
-    args = argparse.Namespace(**checkpoint["args"])
-    if checkpoint["step"] <= getattr(args, "vae_iters", 0):
-        raise InputError(f"{path} has no generator yet: update {checkpoint['step']} of its VAE's {args.vae_iters}; go on with --resume")
-    try:
-        nets = module.build(args)
-        for name, net in nets.items():
-            net.load_state_dict(checkpoint["nets"][name])
-            net.to(device).eval()
-    except UNFIT as error:
-        raise _unfit(path, script, error) from error
-    for layer in nets["D"].modules() if "D" in nets else ():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # D judges with batch statistics, as in training,
+    run = Run(path, device, steps)
+    if steps is not None and ("steps" not in inspect.signature(run.module.sample).parameters
+                              or steps < 1):
+        raise InputError(f"{path}@{steps}: {run.script}.py cannot draw in that many steps")
+    if run.step <= (getattr(run.args, "vae_iters", None) or 0):
+        raise InputError(f"{path} has only trained its VAE and has no generator yet: resume it")
+    for net in run.nets.values():
+        net.to(device, memory_format=torch.channels_last).eval()
+    for layer in run.nets["D"].modules() if run.logits else ():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # D judges by batch statistics
             layer.train()
-            layer.track_running_stats = False  # and leaves its running averages alone
-    name = Path(path).resolve()
-    name = (name if name.is_dir() else name.parent).name + ("" if steps is None else f"@{steps}")
-    return Run(module, nets, args, checkpoint["step"], script, name, device, steps)
-
-
-UNFIT = (AttributeError, KeyError, RuntimeError, ValueError)  # of a checkpoint whose parts are not those of the script
-
-
-def _unfit(path, script, error):
-    reason = str(error).strip().splitlines()[0]
-    return InputError(f"{path} does not fit {script}.py as it is now: {reason}; use the version of then")
+            layer.track_running_stats = False
+    return run
 
 
 def restore_run(path, nets, optimisers):
-    """Puts nets, optimisers and random states back to where the checkpoint left them; -> its step."""
+    """Set nets, optimisers and random states to the checkpoint's; -> its update.
+
+    Learning rates stay those the optimisers were made with.
+    """
     checkpoint = load_checkpoint(path)
     try:
         for name, net in nets.items():
             net.load_state_dict(checkpoint["nets"][name])
         for name, optimiser in optimisers.items():
+            now = [{k: group[k] for k in ("lr", "capturable", "fused") if k in group}
+                   for group in optimiser.param_groups]
             optimiser.load_state_dict(checkpoint["optimisers"][name])
+            for group, own in zip(optimiser.param_groups, now):
+                group.update(own)
         torch.set_rng_state(checkpoint["rng"]["cpu"])
-        torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"][: torch.cuda.device_count()])  # of the GPUs that are here
-    except UNFIT as error:
-        raise _unfit(path, checkpoint["script"], error) from error
+        torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"][: torch.cuda.device_count()])
+    except Exception as error:
+        raise _misfit(path, checkpoint["script"], error) from error
     return checkpoint["step"]
 
 
-def run_folder(args, default):
-    """The folder of a run to train: args.resume, args.out or the default, as a Path; nothing is made yet.
-
-    Raises InputError where a new run would meet an old one, or nothing can be written.
-    """
-    folder = Path(args.resume or args.out or default)
-    if not args.resume and (folder / "checkpoint.pt").exists():
-        raise InputError(f"{folder} holds a run already: go on with --resume {folder}, or name another with --out")
-    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not (place.is_dir() and os.access(place, os.W_OK)):
-        raise InputError(f"{folder} cannot be written: {place} is no folder, or is read-only; name another with --out")
-    return folder
-
-
-def device_of(text):
-    """The torch.device of that name; InputError where there is no such device."""
-    try:
-        torch.zeros(1, device=text).tolist()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0].split(". ")[0]
-        raise InputError(f"device {text} cannot be used: {reason}; --device cpu can") from error
-    if torch.device(text).type == "cpu":
-        keep_freed_memory()
-        # Adam's averages of dead pixels decay to below 1e-38, where Intel's CPUs take many times as long. Threads begun later inherit it.
-        torch.set_flush_denormal(True)
-    return torch.device(text)
-
-
-def keep_freed_memory():
-    """Has glibc keep freed tensors' memory for the next ones: else it goes back to the system, which clears each page anew.
-
-    A training loop on a CPU frees and asks for the same sizes over and over.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, 1 << 30)
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser with errors of one line, a help that shows what defaults there are, and no abbreviations."""
-
-    def __init__(self, prog, **options):
-        super().__init__(prog, allow_abbrev=False, formatter_class=_Defaults, **options)
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
-
-
-class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action):
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-def count(text):
-    """Type of a flag that counts: an int of at least 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return int(text)
-
-
-def rate(text):
-    """Type of a flag that is a learning rate, or a weight that may not be 0: a finite float above 0."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
-    return float(text)
-
-
-def weight(text):
-    """Type of a flag that is a weight or a tolerance and may be 0: a finite float of at least 0."""
-    if not 0 <= float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return float(text)
-
-
-def seed(text):
-    """Type of a flag that is a seed: an int as torch takes them."""
-    if not -(2**63) <= int(text) < 2**63 - 1:
-        raise argparse.ArgumentTypeError(f"{text} is more than 64 bits hold")
-    return int(text)
-
-
-FREE_ON_RESUME = {"data_dir", "device", "epochs", "iters", "log_every", "sample_every", "compile", "amp"}
+FREE = set("dataset data_dir device epochs iters batch_size lr lr_g lr_d lr_vae log_every "
+           "sample_every compile amp graph".split())  # what --resume may change
 
 
 def resumed_args(parser, argv, script, free=()):
-    """The arguments of the run that --resume names, and over them what was typed.
+    """The args of the run that --resume names; what is typed wins, and each change is said.
 
-    What would make it another run cannot be typed anew: only FREE_ON_RESUME and the names in `free` may differ, and with
-    --sample the seed, for other samples. With --epochs typed, an --iters of the run's start no longer holds.
+    Only FREE and the names in `free` may change: the others would make it another model.
     """
+    argv = sys.argv[1:] if argv is None else list(argv)
     resume = parser.parse_args(argv).resume
-    saved = load_checkpoint(resume, script)["args"]
-    if Path(resume).is_file():
-        parser.error(f"--resume takes the run's folder, not its file: {Path(resume).parent}")
-    missing = {"channels", "size", "batch_size", "epochs", "iters"} - saved.keys()
-    if missing:
-        raise _unfit(resume, script, f"its args have no {min(missing)}")
-    untyped = dict.fromkeys(("out", "resume", "sample", "epochs", "iters"))
-    typed = parser.parse_args(argv, argparse.Namespace(**saved | untyped))
-    for name in saved.keys() - FREE_ON_RESUME - set(free) - ({"seed"} if typed.sample else set()):
-        if getattr(typed, name) != saved[name]:
-            parser.error(f"--{name.replace('_', '-')} is {saved[name]} in {resume} and cannot be changed")
-    if typed.out and not typed.sample:
-        parser.error("--out does not go with --resume: a run goes on in its own folder")
-    if typed.epochs is None:
-        typed.epochs, typed.iters = saved["epochs"], typed.iters or saved["iters"]
-    return typed
+    checkpoint = load_checkpoint(resume, script)
+    saved, typed = _kept(checkpoint["args"]), ["--resume", str(resume)]
+    flags = {action.dest: action for action in parser._actions}
+    for name in saved.keys() & flags.keys():  # through the parser, which checks their values
+        value, names = saved[name], flags[name].option_strings
+        if isinstance(value, bool):  # --amp and --no-amp, or one flag alone
+            on = value if len(names) > 1 else value == flags[name].const
+            typed += names[:1] if on else names[1:]
+        elif value is not None:
+            typed.append(f"{names[0]}={value}")
+    before, args = parser.parse_args(typed), parser.parse_args(typed + argv)
+    build_nets(resume, checkpoint)  # fails early: args and weights must fit
+    for name in saved.keys() & flags.keys():
+        if getattr(args, name) != getattr(before, name):
+            flag, value = f"--{name.replace('_', '-')}", getattr(args, name)
+            if name not in FREE | set(free):
+                parser.error(f"{flag} is {saved[name]} in {resume} and cannot change")
+            data.say(f"{flag} {value} in place of {saved[name]}")
+    if args.out and not args.sample:
+        parser.error("--out does not go with --resume: the run continues in its own folder")
+    for name in saved.keys() - flags.keys():
+        setattr(args, name, saved[name])
+    return args
 
 
 def write_samples(args, steps=None):
-    """--sample: writes args.sample images of the run args.resume as PNG files into a new folder (args.out).
+    """--sample: write args.sample images of the run args.resume as PNG files into a new folder.
 
-    A conditional run draws its classes in equal numbers, each into a sub-folder named by its label.
+    A conditional run draws its classes, or args.draw_classes, equally often, a folder for each.
     """
-    from torchvision.utils import save_image
-
-    run = load_run(args.resume, args.device, steps=steps)
-    folder = Path(args.out or Path(args.resume) / ("drawn" if steps is None else f"drawn-{steps}-steps"))
+    run = load_run(args.resume, args.device, steps)
+    default = Path(args.resume) / (f"drawn-{steps}-steps" if steps else "drawn")
+    folder, names, labels = Path(args.out or default), [""], None
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: name another folder with --out")
-    labels = torch.arange(args.sample) % run.args.classes if run.conditional else None
-    places = [folder] * args.sample
     if run.conditional:
-        width = len(str(run.args.classes - 1))  # zeros in front, so that names sort as labels do
-        places = [folder / f"{label:0{width}}" for label in labels.tolist()]
-    for place in set(places):
+        names = getattr(args, "draw_classes", None) or run.classes
+        if set(names) - set(run.classes):
+            raise InputError(f"--classes {' '.join(names)}: the run has {', '.join(run.classes)}")
+        labels = torch.tensor([run.classes.index(name) for name in names])
+        labels = labels[torch.arange(args.sample) % len(names)]
+    for i, image in enumerate(run.sample(args.sample, labels, args.seed)):
+        place = folder / names[i % len(names)]
         place.mkdir(parents=True, exist_ok=True)
-    images = run.sample(args.sample, labels=labels, seed=args.seed)
-    for i, (image, place) in enumerate(zip(images, places)):
         save_image(image, place / f"{i:06}.png")
-    print(f"{len(images)} images are in {folder}")
+    data.say(f"{args.sample} images are in {folder}")
 
 
-def open_log(path, start, columns):
-    """A csv writer that goes on after the row of step `start`; rows past the checkpoint are written anew.
+LOCKS = {}  # folder: its open descriptor, which holds the lock
 
-    The file is open, and locked, as long as the run: InputError where another process writes it, which is left alone.
+
+def open_run(args, script, name):
+    """-> the folder of a run to train, locked until the process ends, and its device.
+
+    The folder is args.resume, args.out or runs/NAME-DATASET; InputError where it is taken.
     """
-    part = path.with_name(path.name + ".part")  # a run killed here keeps the rows that it has
-    file, rows = open(part, "a", newline="", buffering=1), []  # noqa: SIM115
-    _claim(file, path.parent)
-    if path.exists():
-        with open(path, "r+", newline="") as old:
-            try:
-                _claim(old, path.parent)
-            except InputError:
-                part.unlink()
-                raise
-            rows = [row for row in csv.reader(old) if row and row[0].isdigit() and int(row[0]) <= start]
-    file.truncate(0)
-    csv.writer(file).writerows([columns, *rows])
-    if os.name == "nt":  # where no open file can be moved
-        file.close()
-    os.replace(part, path)
-    return csv.writer(open(path, "a", newline="", buffering=1) if file.closed else file)
-
-
-def _claim(file, folder):
-    """Locks an open file for this process; InputError if another has it. Where files cannot be locked nothing happens."""
-    with contextlib.suppress(ImportError):  # Windows
-        import fcntl
-
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise InputError(f"{folder} is being written by another run: name another with --out") from error
-        except OSError:  # a file system that has no locks
-            pass
-
-
-@contextlib.contextmanager
-def ctrl_c():
-    """Inside, a first Ctrl-C only fills the list given: a loop can end between updates. A second ends at once."""
-    caught = []
-
-    def stop(signum, frame):
-        caught.append(signum)
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, stop)
+    device = data.open_device(args.device)
+    default = f"runs/{name}-{Path(os.path.abspath(args.dataset)).name}"
+    folder = Path(args.resume or args.out or default)
     try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, before)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({_reason(error)}): give another --out") from error
+    atexit.register(lambda: folder.exists() and not any(folder.iterdir()) and folder.rmdir())
+    with contextlib.suppress(ImportError):  # Windows has no fcntl: no lock
+        import fcntl
+        try:
+            if str(folder) in LOCKS:  # a training that has ended in this process
+                os.close(LOCKS.pop(str(folder)))
+            LOCKS[str(folder)] = os.open(folder, os.O_RDONLY)
+            fcntl.flock(LOCKS[str(folder)], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process trains in {folder}: give another --out") from error
+    if not args.resume and (folder / "checkpoint.pt").exists():
+        raise InputError(f"{folder} holds a run: continue it with --resume {folder}, or give --out")
+    return folder, device
 
 
-# ----------------------------------------------------------------------------------------------------------------- GAM
+def open_log(folder, args, nets, start, total, columns):
+    """Print the run's first line, write args.json, and cut log.csv off after update `start`.
+
+    -> log(step, sums, text, some=columns): prints text, formatted with the means of the losses since
+    the last call, and adds them to log.csv; some: their names. sums (k,) start again at 0. Raises
+    FloatingPointError for a loss that is not finite; InputError if there is no update to make.
+    """
+    if start >= total:
+        raise InputError(f"{folder} has its {start} updates: raise --iters or --epochs to continue")
+    (folder / "samples").mkdir(exist_ok=True)
+    (folder / "args.json").write_text(json.dumps(_kept(args), indent=1, sort_keys=True) + "\n")
+    file, names = folder / "log.csv", ["step", *columns, "images_per_s"]
+    rows = list(csv.DictReader(file.open(newline=""))) if start and file.exists() else []
+    with file.open("w", newline="") as f:
+        csv.writer(f).writerow(names)
+        writer = csv.DictWriter(f, names, restval="", extrasaction="ignore")
+        writer.writerows(row for row in rows if row["step"].isdigit() and int(row["step"]) <= start)
+    sizes = [f"{k} {sum(p.numel() for p in net.parameters()):,}" for k, net in nets.items()]
+    cuda = torch.device(args.device).type == "cuda"
+    card = torch.cuda.get_device_name(args.device) if cuda else "CPU"
+    precision = "bfloat16" if args.amp else "TF32" if cuda else "float32"
+    data.say(f"parameters: {', '.join(sizes)} | {card}, {precision} | updates {start + 1:,} to "
+             f"{total:,} | {folder}")
+    since, clock = start, time.perf_counter()
+
+    def log(step, sums, text, some=columns):
+        nonlocal since, clock
+        means = (sums / (step - since)).tolist()  # waits for the device
+        sums.zero_()
+        if not all(map(math.isfinite, means)):
+            raise FloatingPointError(NOT_FINITE.format("loss", step, folder))
+        rate = (step - since) / (time.perf_counter() - clock)
+        left, speed = int((total - step) / rate), rate * args.batch_size
+        data.say(f"step {step:6}/{total} | {text.format(*means)} | {speed:.0f} img/s | "
+                 f"{left // 60}:{left % 60:02} left")
+        row = dict(zip(some, [f"{mean:.4f}" for mean in means]))
+        with file.open("a", newline="") as f:
+            row |= {"step": step, "images_per_s": f"{speed:.0f}"}
+            csv.DictWriter(f, names, restval="").writerow(row)
+        since, clock = step, time.perf_counter()
+
+    return log
+
+
+# ---- GAM -----------------------------------------------------------------------------------------
 
 
 def _ratio(a, b):
-    if a == b:
-        return 1.0  # 0 / 0 included: neither does worse
-    return a / b if b else math.inf
+    return 1.0 if a == b else a / b if b else math.inf  # 0 / 0: neither does worse
 
 
-def _ratio_interval(a, b, n_a, n_b):
-    """95 % interval of the ratio of two independent error rates (Katz's log interval; a count of 0 enters as 1/2)."""
-    if a == 0 and b == 0:
-        return 0.0, math.inf
-    count_a, count_b = max(a * n_a, 0.5), max(b * n_b, 0.5)
-    centre = math.log((count_a / n_a) / (count_b / n_b))
-    half = 1.959964 * math.sqrt(max(1 / count_a - 1 / n_a + 1 / count_b - 1 / n_b, 0.0))
-    return (math.exp(centre - half) if a else 0.0), (math.exp(centre + half) if b else math.inf)
+def _ratio_interval(a, b, n):
+    """95 % interval of a / b, error rates over n images each (Katz; a count of 0 enters as 1/2)."""
+    one, two = max(a * n, 0.5), max(b * n, 0.5)
+    factor = math.exp(1.959964 * math.sqrt(max(1 / one + 1 / two - 2 / n, 0)))
+    return (one / two / factor if a else 0.0), (one / two * factor if b else math.inf)
 
 
-def gam_from_errors(e1_test, e2_test, e1_fake, e2_fake, n=None, tolerance=0.3, n_test=None):
-    """The Generative Adversarial Metric, eqs. 10 and 11 of Im et al. 2016 (arXiv 1602.05110), from four error rates.
+def gam_from_errors(e1_test, e2_test, e1_fake, e2_fake, n=None, tolerance=0.3, n_test=None,
+                    e1_train=None, e2_train=None):
+    """GAM, eqs. 10 and 11 of Im et al. 2016 (arXiv:1602.05110), from error rates in [0, 1].
 
-    e1_test: share of the test images that D1 calls generated; e1_fake: share of G2's samples that D1 calls real; e2_*
-    likewise for D2, on G1's samples. r_test = e1_test / e2_test, r_sample = e1_fake / e2_fake; 0 / 0 is 1 and x / 0
-    infinite. The winner is M1 if r_sample < 1, M2 if r_sample > 1, and a tie at 1 or unless r_test is within a factor
-    of 1 + tolerance of 1 either way (the paper's own winners have 0.79 to 1.29). n (samples a player) and n_test
-    (test images, n if not given) add 95 % intervals; that of r_test is on the safe side, since both discriminators
-    read the same images. Returns {r_test, r_sample, winner: "M1" | "M2" | "tie"}, and {r_test_95, r_sample_95} as
-    (low, high), or None without n.
+    e1_test: share of the test images that D1 calls generated. e1_fake: share of G2's samples that
+    D1 calls real. e2_*: D2's, on G1's samples. r_test = e1_test / e2_test, r_sample = e1_fake /
+    e2_fake, 0 / 0 being 1. winner: "M1" if r_sample < 1, "M2" if > 1, else "tie"; also "tie" where
+    r_test is not within a factor of 1 + tolerance of 1 (the paper's own are 0.79 to 1.29).
+    n (samples each), n_test (test images): 95 % intervals too, for the choice of images, not for
+    another training. Errors on training images: winner_overfit too, with r_overfit = (e1_test /
+    e1_train) / (e2_test / e2_train) in place of r_test: does one D overfit more than the other?
     """
-    for name, value in (("e1_test", e1_test), ("e2_test", e2_test), ("e1_fake", e1_fake), ("e2_fake", e2_fake)):
+    rates = {"e1_test": e1_test, "e2_test": e2_test, "e1_fake": e1_fake, "e2_fake": e2_fake}
+    for name, value in (rates | {"tolerance": min(tolerance, 1)}).items():
         if not 0 <= value <= 1:
-            raise ValueError(f"{name}: an error rate lies in [0, 1], not {value}")
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance: must be 0 or more, not {tolerance}")
-    r_test, r_sample = _ratio(e1_test, e2_test), _ratio(e1_fake, e2_fake)
-    fair = r_test > 0 and abs(math.log(r_test)) <= math.log1p(tolerance) + 1e-12
-    winner = "tie" if not fair or r_sample == 1 else "M1" if r_sample < 1 else "M2"
-    n_test = n_test or n
-    return {
-        "r_test": r_test,
-        "r_test_95": _ratio_interval(e1_test, e2_test, n_test, n_test) if n_test else None,
-        "r_sample": r_sample,
-        "r_sample_95": _ratio_interval(e1_fake, e2_fake, n, n) if n else None,
-        "winner": winner,
-    }
+            raise ValueError(f"{name}: error rates are in [0, 1], a tolerance is not below 0")
+    r_sample = _ratio(e1_fake, e2_fake)
+
+    def verdict(fairness):
+        fair = min(fairness, _ratio(1, fairness)) * (1 + tolerance) >= 1 - 1e-12
+        return "tie" if not fair or r_sample == 1 else "M1" if r_sample < 1 else "M2"
+
+    result = {"r_test": _ratio(e1_test, e2_test), "r_sample": r_sample,
+              "r_test_95": n and _ratio_interval(e1_test, e2_test, n_test or n),
+              "r_sample_95": n and _ratio_interval(e1_fake, e2_fake, n)}
+    result["winner"] = verdict(result["r_test"])
+    if e1_train is not None:
+        result["r_overfit"] = _ratio(_ratio(e1_test, e1_train), _ratio(e2_test, e2_train))
+        result["winner_overfit"] = verdict(result["r_overfit"])
+    return result
 
 
-def error_rates(runs, test_images, n=10000, test_labels=None, seed=0):
-    """Who is fooled by what: (test, fake): test[i] is D_i's error rate on the test images, fake[i][j] on G_j's samples.
+def error_rates(runs, test_images, n=10000, test_labels=None, seed=0, train_images=None,
+                train_labels=None):
+    """How each D does at logit 0, the mean over `run.judges()` -> {test, train, fake, auc}.
 
-    The threshold is D = 0.5, a logit of 0. Test images (n, C, H, W) are taken in an order shuffled by `seed`, at most
-    n of them. Conditional generators draw with labels sampled from test_labels. Entries of runs without a
-    discriminator are None. Raises InputError for image shapes that differ, missing labels, and a conditional
-    discriminator that faces a generator without labels.
+    test[i], train[i]: share of the images that D_i calls generated. fake[i][j]: share of G_j's
+    samples that D_i calls real. auc[i]: chance that D_i ranks a test image above a sample of its
+    own G. None without a D. At most n shuffled images; conditional runs draw with the mix of
+    test_labels, -1 being unknown. InputError where shapes or labels do not fit.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(test_images), generator=generator)[:n]
-    real, labels, fake_labels = test_images[order], None, None
-    if any(run.conditional for run in runs):
-        if test_labels is None:
-            raise InputError("a conditional run needs labelled test images: name a data set that has labels")
-        labels = test_labels[order]
-        fake_labels = labels[torch.randint(len(labels), (n,), generator=generator)]
+    generator, labelled = torch.Generator().manual_seed(seed), [r for r in runs if r.conditional]
+    free = [run.name for run in runs if not run.conditional]
+    if labelled and (test_labels is None or free and any(run.logits for run in labelled)):
+        raise InputError(f"{labelled[0].name} needs labels of the test images, and its D those of "
+                         f"every sample: {', '.join(free) or 'the test images'} has none")
+
+    def choose(images, labels, name):
+        images = check_array(images, name, images=True)
+        labels = torch.as_tensor(labels) if labelled else torch.zeros(len(images))
+        known = (labels >= 0).nonzero()[:, 0]
+        order = known[torch.randperm(len(known), generator=generator)[:n]]
+        if not len(order):
+            raise InputError(f"{name}: no image has a label that {labelled[0].name} knows")
+        return _unit(images[order]), labels[order]
+
+    def logits(images, labels):  # of each D: (snapshots, n)
+        found = []
         for run in runs:
-            others = [other.name for other in runs if not other.conditional and other is not run]
-            if run.conditional and run.logits is not None and others:
-                raise InputError(f"the D of {run.name} reads image and label, but {others[0]} draws without labels")
-    test = [None if run.logits is None else _share(run.logits(real, labels) <= 0) for run in runs]
-    fake = [[None] * len(runs) for _ in runs]
-    for j, player in enumerate(runs):
-        images = player.sample(n, labels=fake_labels if player.conditional else None, seed=seed)
+            judges = run.judges() if run.logits and hasattr(run, "judges") else [run.logits]
+            own = labels if run.conditional else None
+            found.append(run.logits and torch.stack([judge(images, own) for judge in judges]))
+        return found
+
+    def errors(logits, real):
+        return [x if x is None else ((x > 0) != real).double().mean().item() for x in logits]
+
+    real, labels = choose(test_images, test_labels, "test_images")
+    drawn = labels[torch.randint(len(labels), (n,), generator=generator)]
+    on_test, fake, auc = logits(real, labels), [], []
+    for run, above in zip(runs, on_test):
+        images = run.sample(n, labels=drawn if run.conditional else None, seed=seed)
         if images.shape[1:] != real.shape[1:]:
-            shapes = " against ".join("x".join(map(str, x.shape[1:])) for x in (images, real))
-            raise InputError(f"{player.name} draws images of another shape than the test images: {shapes}")
-        for i, judge in enumerate(runs):
-            if judge.logits is not None:
-                fake[i][j] = _share(judge.logits(images, fake_labels) > 0)
-    return test, fake
+            raise InputError(f"{run.name} draws images of another shape than the test images: "
+                             f"{tuple(images.shape[1:])}, not {tuple(real.shape[1:])}")
+        on_fake = logits(images, drawn)
+        fake.append(errors(on_fake, False))
+        if run.logits:  # Mann and Whitney; a tie is half
+            own = on_fake[len(auc)].sort().values
+            above = torch.searchsorted(own, above) + torch.searchsorted(own, above, right=True)
+        auc.append(run.logits and above.double().mean().item() / 2 / n)
+    train = [None] * len(runs)
+    if train_images is not None:
+        train = errors(logits(*choose(train_images, train_labels, "train_images")), True)
+    return {"test": errors(on_test, True), "train": train, "auc": auc,
+            "fake": [list(row) for row in zip(*fake)]}
 
 
-def _share(mask):
-    return mask.double().mean().item()
+def gam(run_a, run_b, test_images, n=10000, test_labels=None, seed=0, tolerance=0.3,
+        train_images=None, train_labels=None):
+    """The battle of two runs: their `error_rates`, and `gam_from_errors` of them.
 
-
-def gam(run_a, run_b, test_images, n=10000, test_labels=None, seed=0, tolerance=0.3):
-    """The battle of two runs (GRAN, section 4): the four error rates and `gam_from_errors` of them.
-
-    Each discriminator scores batches of its run's training size, real and generated apart, n samples of each opponent
-    and at most n test images. If one run has no discriminator the form of Table 3 is returned: {error}, the other's
-    error rate on its samples, and winner None. Raises InputError if neither has one; see `error_rates` for the rest.
+    If one has no discriminator: {error}, that of the other's D on its samples (GRAN, Table 3), and
+    winner None. InputError if neither has one.
     """
     if run_a.logits is None and run_b.logits is None:
-        raise InputError(f"neither {run_a.name} nor {run_b.name} has a discriminator, so there is no battle to hold")
-    test, fake = error_rates([run_a, run_b], test_images, n, test_labels, seed)
-    return _battle(test, fake, 0, 1, n, min(n, len(test_images)), tolerance)
+        raise InputError(f"neither {run_a.name} nor {run_b.name} has a discriminator: no battle")
+    runs = [run_a, run_b]
+    rates = error_rates(runs, test_images, n, test_labels, seed, train_images, train_labels)
+    return _battle(rates, [0], [1], tolerance, n, min(n, len(test_images)))
 
 
-def _battle(test, fake, i, j, n, n_test, tolerance):
-    rates = {"e1_test": test[i], "e2_test": test[j], "e1_fake": fake[i][j], "e2_fake": fake[j][i]}
-    if test[i] is None or test[j] is None:
-        return rates | {"error": rates["e2_fake" if test[i] is None else "e1_fake"], "winner": None}
-    return rates | gam_from_errors(**rates, n=n, n_test=n_test, tolerance=tolerance)
+def _battle(rates, first, second, tolerance, n=None, n_test=None):
+    """gam_from_errors of two groups of runs, by the mean error rates over all pairs."""
+    test, train, fake = (np.array(rates[key], float) for key in ("test", "train", "fake"))
+    errors = {}
+    for a, i, j in (("1", first, second), ("2", second, first)):
+        means = {"test": test[i], "fake": fake[np.ix_(i, j)], "train": train[i]}
+        means = {f"e{a}_{name}": value.mean().item() for name, value in means.items()}
+        errors |= {name: None if math.isnan(mean) else mean for name, mean in means.items()}
+    if None in (errors["e1_test"], errors["e2_test"]):
+        judge = "2" if errors["e1_test"] is None else "1"
+        return errors | {"error": errors[f"e{judge}_fake"], "winner": None}
+    return errors | gam_from_errors(**errors, tolerance=tolerance, n=n, n_test=n_test)
 
 
-# -------------------------------------------------------------------------------------------------- feature statistics
+# ---- FID, MMD, rdd -------------------------------------------------------------------------------
 
 
-def _rows(x, name, least=1):
-    """x as a (n, d) tensor of its own dtype; ValueError if it has fewer than `least` rows, no columns, or NaN."""
-    x = torch.as_tensor(x)
-    if x.ndim < 2 or len(x) < least or x[0].numel() == 0:
-        raise ValueError(f"{name}: needs at least {least} image(s) or feature rows, not a shape of {tuple(x.shape)}")
-    if x.is_floating_point() and not x.sum().isfinite() and not x.isfinite().all():
-        raise ValueError(f"{name}: holds NaN or infinite values")
-    return x.flatten(1)
+def check_array(x, name, least=1, images=False):
+    """x as a tensor without gradient: feature rows (n, d), or images. ValueError names the fix.
+
+    Rows hold any finite numbers. With more than two dimensions, or if `images`, x holds images:
+    (n, C, H, W), C = 1 or 3, uint8 or floats in [0, 1].
+    """
+    def refuse(condition, text):
+        if condition:
+            raise ValueError(f"{name}: {text}")
+
+    if isinstance(x, np.ndarray):  # of any byte order, with any strides, or read-only
+        refuse(x.dtype.kind not in "fiubc", f"must hold numbers, not {x.dtype}")
+        wide = x.dtype.kind == "f" and x.dtype.itemsize > 8
+        x = np.require(x, np.float64 if wide else x.dtype.newbyteorder("="), ["C", "W"])
+    x = torch.as_tensor(x).detach()
+    shape, is_float, is_byte = tuple(x.shape), x.is_floating_point(), x.dtype == torch.uint8
+    refuse(x.is_complex(), "holds complex numbers: take their .real or .abs()")
+    refuse(x.ndim < 2 or len(x) < least or not x[0].numel(),
+           f"needs at least {least} image(s) or feature rows, not an array of shape {shape}")
+    low, high = (value.item() for value in x.aminmax()) if is_float or is_byte else (0, 0)
+    refuse(not math.isfinite(high - low), "holds NaN or infinite values: remove those rows")
+    if x.ndim == 2 and not images:
+        return x
+    refuse((images or x.ndim == 4) and (x.ndim != 4 or shape[1] not in (1, 3)),
+           f"images are (n, C, H, W), C = 1 or 3, not {shape}: for (n, H, W, C) permute (numpy: "
+           "transpose) (0, 3, 1, 2)")
+    fix = ("multiply by 255" if is_byte else "use (x + 1) / 2" if low < 0 and high < 1.1
+           else "divide by 255")
+    refuse(high == 1 if is_byte else not is_float or low < -1e-4 or high > 1 + 1e-4,
+           f"images are uint8, 0 to 255, or floats in [0, 1]; these are {x.dtype}, {low:.3g} to "
+           f"{high:.3g}: {fix}, or flatten(1) if they are feature rows")
+    return x
 
 
 def _pair(x, y, names=("x", "y"), least=1):
-    """Both as `_rows`; ValueError if their widths differ."""
-    x, y = _rows(x, names[0], least), _rows(y, names[1], least)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"{names[1]}: rows of {y.shape[1]} numbers, but {names[0]} has rows of {x.shape[1]}")
-    return x, y
+    """Both as rows; ValueError if their shapes differ, or if only one is uint8."""
+    x, y = check_array(x, names[0], least), check_array(y, names[1], least)
+    a, b = tuple(x.shape[1:]), tuple(y.shape[1:])
+    if math.prod(a) != math.prod(b) or (a != b and len(a) == len(b)):
+        raise ValueError(f"{names[1]}: has {b} numbers a row, but {names[0]} has {a}")
+    if (x.dtype == torch.uint8) != (y.dtype == torch.uint8):
+        raise ValueError(f"{names[1]}: is {y.dtype}, but {names[0]} {x.dtype}: divide bytes by 255")
+    return x.flatten(1), y.flatten(1)
+
+
+def _unit(images):
+    return images / 255 if images.dtype == torch.uint8 else images.float()
 
 
 def _mean(rows):
@@ -537,571 +570,461 @@ def _mean(rows):
 
 
 def stats(x):
-    """Mean (d,) and covariance (d, d), over n - 1, of the rows of x (n, ...), in float64.
-
-    Two passes in blocks: large means cost no digits, and no float64 copy of x is made. Raises ValueError for NaN and
-    for fewer than two rows.
-    """
-    rows = _rows(x, "x", least=2)
+    """Mean (d,) and covariance (d, d), over n - 1, of the rows of x (n, ...), in float64."""
+    rows = check_array(x, "x", least=2).flatten(1)
     mu = _mean(rows)
-    cov = torch.zeros(len(mu), len(mu), dtype=torch.float64, device=rows.device)
-    for part in rows.split(4096):
-        centred = part.double() - mu
-        cov.addmm_(centred.T, centred)
-    return mu, cov / (len(rows) - 1)
+    centred = (part.double() - mu for part in rows.split(4096))  # large means cost no digits
+    return mu, sum(part.T @ part for part in centred) / (len(rows) - 1)
 
 
 def frechet_distance(mu1, cov1, mu2, cov2):
-    """|mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)): the squared Frechet distance of Gaussians (Heusel et al. 2017).
+    """|mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), a squared distance (Heusel et al. 2017).
 
-    Means (d,), covariances (d, d); a float, not its root. With C = R R', tr (C1 C2)^(1/2) is the sum of the singular
-    values of R1' R2. R comes of an eigendecomposition without the null space, so that singular covariances (fewer rows
-    than columns, constant pixels) are exact; where both are well-conditioned, C1 = L L' of Cholesky and the eigenvalues
-    of L' C2 L, which are the squares, take a fifth of the time. Raises ValueError for shapes that differ and for NaN.
+    Means (d,), covariances (d, d) -> float. With C = R R', tr (C1 C2)^(1/2) is the sum of the
+    singular values of R1' R2. ValueError for shapes that do not fit and for NaN.
     """
-    for name, mu, cov in (("1", mu1, cov1), ("2", mu2, cov2)):
-        if mu.shape != mu1.shape or cov.shape != (*mu1.shape, *mu1.shape) or mu.ndim != 1:
-            raise ValueError(f"mu{name}, cov{name}: shapes {tuple(mu.shape)}, {tuple(cov.shape)} are not (d,), (d, d)")
-        if not (mu.isfinite().all() and cov.isfinite().all()):  # eigenvalue routines may crash on NaN
-            raise ValueError(f"mu{name}, cov{name}: hold NaN or infinite values")
-    mu1, cov1, mu2, cov2 = (value.double() for value in (mu1, cov1, mu2, cov2))
-    total1, total2 = cov1.trace(), cov2.trace()
-    distance = (mu1 - mu2).square().sum() + total1 + total2
-    if total1 > 0 and total2 > 0:
-        scale = (total1.sqrt() * total2.sqrt()) / len(mu1)
-        distance -= 2 * scale * _trace_of_root(cov1 * (len(mu1) / total1), cov2 * (len(mu1) / total2))
-    return max(distance.item(), 0.0)  # rounding may leave a little less than nothing
-
-
-def _trace_of_root(a, b):
-    """tr (A B)^(1/2) of two positive semi-definite matrices of trace d."""
-    lower, failed = torch.linalg.cholesky_ex(a)
-    pivots = lower.diagonal()
-    if not failed and pivots.min() > 1e-3 * pivots.max():  # else hopeless: the condition is at least 1e6
-        values = torch.linalg.eigvalsh(lower.T @ b @ lower)
-        if values[0] > 1e-8 * values[-1]:  # else the roots of the small ones have too few digits
-            return values.sqrt().sum()
-    roots = []
-    for c in (a, b):
-        values, vectors = torch.linalg.eigh(c)
-        keep = values > torch.finfo(c.dtype).eps * len(c) * values[-1]  # less is rounding
-        roots.append(vectors[:, keep] * values[keep].sqrt())
-    return torch.linalg.svdvals(roots[0].T @ roots[1]).sum()
+    given = [torch.as_tensor(value).detach().double() for value in (mu1, cov1, mu2, cov2)]
+    roots, traces, d = [], 0.0, len(given[0])
+    for i, value in enumerate(given):
+        if value.shape != (d,) * (1 + i % 2) or not value.isfinite().all():
+            number = 1 + i // 2
+            raise ValueError(f"mu{number}, cov{number}: must be finite, (d,) and (d, d), d = {d}; "
+                             f"one is of shape {tuple(value.shape)}")
+    for cov in given[1::2]:
+        values, axes = torch.linalg.eigh(cov)
+        keep = values > torch.finfo(cov.dtype).eps * d * values[-1]  # less is rounding
+        roots.append(axes[:, keep] * values[keep].sqrt())
+        traces += values[keep].sum()
+    cross = torch.linalg.svdvals(roots[0].T @ roots[1]).sum()
+    return max(((given[0] - given[2]).square().sum() + traces - 2 * cross).item(), 0.0)
 
 
 def fid(x, y):
-    """`frechet_distance` of Gaussians fitted to feature rows x (n, ...) and y (m, ...); symmetric, 0 for equal sets.
+    """`frechet_distance` of Gaussians fitted to rows x (n, ...) and y (m, ...); 0 for equal sets.
 
-    The FID proper has `features` of kind "inception". Its bias falls as 1 / n: compare figures of the same n only.
+    The FID proper is on `features` of kind "inception". Biased by about c / n: compare equal n.
     """
     x, y = _pair(x, y, least=2)
-    if max(len(x), len(y)) >= x.shape[1]:
-        return frechet_distance(*stats(x), *stats(y))
-    # Fewer rows than columns: with C = R'R of the centred rows R, the root's trace is the sum of the singular values
-    # of R1 R2', and no matrix of columns by columns is needed. In blocks of columns, so that no float64 copy is.
-    rest = cross = 0
-    for a, b in zip(x.split(1024, dim=1), y.split(1024, dim=1)):
-        a, b = a.double(), b.double()
-        mu1, mu2 = a.mean(0), b.mean(0)
-        a, b = (a - mu1) / (len(a) - 1) ** 0.5, (b - mu2) / (len(b) - 1) ** 0.5
-        rest += (mu1 - mu2).square().sum() + a.square().sum() + b.square().sum()
-        cross += a @ b.T
-    return max((rest - 2 * torch.linalg.svdvals(cross).sum()).item(), 0.0)
+    if len(x) + len(y) < x.shape[1]:  # the same distance, in the space that the rows span
+        both = torch.cat([x, y]).double() - _mean(y)
+        x, y = (both @ torch.linalg.qr(both.T).Q).split([len(x), len(y)])
+    return frechet_distance(*stats(x), *stats(y))
+
+
+def spread(function, x, y, draws=5, **options):
+    """Standard error of function(x, y): its deviation on random halves (near 0, up to doubled)."""
+    generator, values = torch.Generator().manual_seed(0), []
+    for _ in range(draws):
+        halves = (torch.randperm(len(z), generator=generator)[: len(z) // 2] for z in (x, y))
+        values.append(function(*(z[h.to(z.device)] for z, h in zip((x, y), halves)), **options))
+    return np.std(values, ddof=1).item()
 
 
 def median_distance(x, limit=2000, seed=0):
-    """Median distance between two rows among `limit` shuffled rows of x (n, ...): the median heuristic's bandwidth."""
-    rows = _rows(x, "x", least=2)
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:limit].to(rows.device)
-    median = torch.pdist(rows[chosen].double()).quantile(0.5).item()
-    if median == 0:
-        raise ValueError("x: more than half of its rows are equal, so the median distance is 0; give a bandwidth")
-    return median
+    """Median distance of two rows among `limit` random rows of x (n, ...): MMD's bandwidth."""
+    rows = check_array(x, "x", least=2).flatten(1)
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:limit]
+    distances = torch.pdist(rows[chosen.to(rows.device)].double())
+    if distances.max() == 0:
+        raise ValueError("x: all its rows are equal: give a bandwidth")
+    return distances.quantile(0.5).item() or distances[distances > 0].quantile(0.5).item()
 
 
 def mmd(x, y, kernel="rbf", bandwidth=None, unbiased=False):
-    """Squared maximum mean discrepancy of rows x (n, ...) and y (m, ...) (Gretton et al. 2012, eqs. 3 and 5).
+    """Squared maximum mean discrepancy of rows x (n, ...), y (m, ...) (Gretton et al. 2012, eq. 5).
 
-    mean k(x, x') + mean k(y, y') - 2 mean k(x, y), by default with the pairs x = x' (biased: DRAW-GAN's formula), or
-    without them (unbiased: may be negative). Kernels, of rows of d numbers:
-        rbf         exp(-|x - y|^2 / (2 bandwidth^2)), or the mean of these over a list of bandwidths
-        polynomial  (x'y / d + 1)^3; unbiased and on Inception's features this is KID (Binkowski et al. 2018)
-        linear      x'y; sees nothing but the means
-    bandwidth: sigma; None is `median_distance(y)`, so let y be the real images and every model meets the same kernel.
-    In tiles: the Gram matrix never stands in memory, and of the two symmetric ones only half is computed. float64, but
-    for an RBF kernel over more than 4 million pairs, with products in float32: that moves the result by about 1e-9.
+    mean k(x, x') + mean k(y, y') - 2 mean k(x, y), with the pairs x = x' (biased, DRAW-GAN's form)
+    or without (unbiased: eq. 3, may be negative). Kernels, of rows of d numbers:
+        rbf         exp(-|x - y|^2 / (2 bandwidth^2)), or its mean over a list of bandwidths
+        polynomial  (x'y / d + 1)^3; unbiased, on Inception features: KID (Binkowski et al. 2018)
+        linear      x'y: sees nothing but the means
+    bandwidth: by default median_distance(y), the same for all models if y holds the real images.
     """
     x, y = _pair(x, y, least=2 if unbiased else 1)
     if kernel not in ("rbf", "polynomial", "linear"):
         raise ValueError(f"kernel: rbf, polynomial or linear, not {kernel!r}")
-    sigmas = [1.0]
-    if kernel == "rbf":
-        given = median_distance(y) if bandwidth is None else bandwidth
-        sigmas = list(given) if isinstance(given, (list, tuple)) else [given]
-        if not sigmas or not all(0 < sigma < math.inf for sigma in sigmas):
-            raise ValueError(f"bandwidth: must be above 0, not {bandwidth}")
-    centre = torch.zeros(1, device=y.device) if kernel == "polynomial" else _mean(y)  # moving all changes nothing else
+    if bandwidth is None:
+        bandwidth = median_distance(y) if kernel == "rbf" else 1.0
+    sigmas = bandwidth if isinstance(bandwidth, (list, tuple)) else [bandwidth]
+    if not sigmas or not all(0 < sigma < math.inf for sigma in sigmas):
+        raise ValueError(f"bandwidth: must be above 0, not {bandwidth}")
+    centre = 0 if kernel == "polynomial" else _mean(y)  # moves both: changes only the rounding
     x, y = x.double() - centre, y.double() - centre
-    largest = max(torch.linalg.vector_norm(z, dim=1).max() for z in (x, y))
-    coarse = kernel == "rbf" and len(x) * len(y) > 2**22 and largest < 10 * min(sigmas)
-    dtype = torch.float32 if coarse else torch.float64
-    pairs = ((x, x, unbiased), (y, y, unbiased), (x, y, False))
-    within_x, within_y, between = (_mean_kernel(*pair, kernel, sigmas, dtype) for pair in pairs)
-    return within_x + within_y - 2 * between
 
+    def k(a, b):
+        if kernel != "rbf":
+            return a @ b.T if kernel == "linear" else (a @ b.T / x.shape[1] + 1).pow_(3)
+        half = torch.addmm(b.square().sum(1) / 2, a, b.T, beta=-1)
+        half -= a.square().sum(1)[:, None] / 2  # -|a - b|^2 / 2
+        return sum((half / sigma**2).exp_() for sigma in sigmas) / len(sigmas)
 
-def _mean_kernel(x, y, without_diagonal, kernel, sigmas, dtype, tile=1024):
-    """Mean of k over all pairs of rows of x and y, or over those of different rows where x is y; products in dtype."""
-    same, d = x is y, x.shape[1]
-    left, right = x, y
-    if kernel == "rbf":  # two columns more turn the product into -|x - y|^2 / 2
-        left, right = (torch.ones(len(z), d + 2, dtype=dtype, device=z.device) for z in (x, y))
-        left[:, :d], left[:, d] = x, -torch.linalg.vector_norm(x, dim=1).square() / 2
-        right[:, :d], right[:, d + 1] = y, -torch.linalg.vector_norm(y, dim=1).square() / 2
-    space = left.new_empty(2, min(tile, len(x)) * min(tile, len(y)))
-    total = x.new_zeros(())
-    for i in range(0, len(x), tile):
-        for j in range(i if same else 0, len(y), tile):
-            a, b = left[i : i + tile], right[j : j + tile]
-            product, value = space[:, : len(a) * len(b)].view(2, len(a), len(b))
-            torch.mm(a, b.T, out=product)
-            for sigma in sigmas:
-                if kernel == "rbf":
-                    torch.mul(product, 1 / sigma**2, out=value).exp_()
-                else:
-                    value = product if kernel == "linear" else (product / d + 1).pow_(3)
-                total += value.sum(1).sum(dtype=torch.float64) * (2 if same and j > i else 1)
-                if without_diagonal and j == i:
-                    total -= value.trace()
-    return total.item() / len(sigmas) / (len(x) * (len(x) - 1) if without_diagonal else len(x) * len(y))
+    def mean(x, y):
+        total, same = 0.0, x is y
+        for i, a in enumerate(x.split(1024)):  # in tiles: no n x n matrix in memory
+            for j, b in enumerate(y.split(1024)):
+                if not same or i <= j:
+                    tile = k(a, b)
+                    total += tile.sum().item() * (2 if same and i < j else 1)
+                    total -= tile.trace().item() if same and i == j and unbiased else 0
+        return total / len(x) / (len(y) - 1 if same and unbiased else len(y))
+
+    return mean(x, x) + mean(y, y) - 2 * mean(x, y)
 
 
 def rdd(x, ref, labels=None, ref_labels=None):
-    """Relative diversity degree (DE-GAN, Definition 3): the spread of images x over that of the real ones `ref`.
+    """Relative diversity degree (DE-GAN, Definition 3): spread of images x over that of real `ref`.
 
-    D = mean |x_i - mean|^2; the paper's sum would grow with the number of images. Returns {mean, per_class}: with
-    labels (n,) and ref_labels (m,) the ratio of each class, {label: ratio}, and their plain average (Table VI); without
-    them the ratio over all images at once and an empty per_class. 1 is ideal, less is too uniform, more is noise. A mean
-    over n, so of n and m images a perfect generator is expected to have (1 - 1/n) / (1 - 1/m): beware of small classes.
+    The spread is mean |x_i - mean|^2: the paper's sum would grow with n. -> {mean, per_class}: with
+    labels (n,), ref_labels (m,) the {label: ratio} and their plain average (Table VI), without, the
+    ratio of all images and {}. 1 is ideal, less is too uniform, more is noise; 0 / 0 is 1.
     """
     x, ref = _pair(x, ref, ("x", "ref"))
     if (labels is None) != (ref_labels is None):
         raise ValueError("labels, ref_labels: give both or neither")
+
+    def ratio(x, ref, of=""):
+        if not len(x):
+            raise ValueError(f"x{of}: has no image")
+        spreads = []
+        for rows in (x, ref):
+            mu = _mean(rows)
+            total = sum((part.double() - mu).square().sum().item() for part in rows.split(4096))
+            spreads.append(total / len(rows))
+        if spreads[0] > spreads[1] == 0:
+            raise ValueError(f"ref{of}: all images are equal: there is no spread to divide by")
+        return _ratio(*spreads)
+
     if labels is None:
-        return {"mean": _spread(x, "x") / _spread(ref, "ref", least=2), "per_class": {}}
-    ratios = {}
-    for label in torch.as_tensor(ref_labels).unique().tolist():
-        pairs = ((x, labels), (ref, ref_labels))
-        own, real = (rows[(torch.as_tensor(of) == label).to(rows.device)] for rows, of in pairs)
-        name = f" of label {label}"
-        ratios[label] = _spread(own, "x" + name) / _spread(real, "ref" + name, least=2)
+        return {"mean": ratio(x, ref), "per_class": {}}
+    labels, ref_labels = (torch.as_tensor(some).to(x.device) for some in (labels, ref_labels))
+    ratios = {label: ratio(x[labels == label], ref[ref_labels == label], f" of label {label}")
+              for label in ref_labels.unique().tolist()}
     return {"mean": sum(ratios.values()) / len(ratios), "per_class": ratios}
 
 
-def _spread(rows, name, least=1):
-    if len(rows) < least:
-        raise ValueError(f"{name}: needs at least {least} image(s), not {len(rows)}")
-    mu = _mean(rows)
-    spread = sum((part.double() - mu).square().sum().item() for part in rows.split(4096)) / len(rows)
-    if least > 1 and spread == 0:
-        raise ValueError(f"{name}: all images are equal, so there is no spread to divide by")
-    return spread
-
-
-# ---------------------------------------------------------------------------------------------------------- neighbours
+# ---- Neighbours ----------------------------------------------------------------------------------
 
 
 def nearest(x, k, queries=None):
-    """The k nearest rows of x for each query: (distances float64 (m, k), ascending; indices int64 (m, k)).
+    """The k nearest rows of x (n, ...) for each query -> distances float64, indices int64 (m, k).
 
-    Euclidean distances of flattened rows. Without queries, the rows of x are asked for their neighbours and each leaves
-    out itself, by index: a duplicate of it counts, at distance 0. Equal distances come in the order of their indices;
-    which rows come, where more than k + 4 are equally far, is open.
-
-    Candidates are found by products in float32; their distances are computed anew in float64 from the rows as given,
-    and a query for which rounding may have hidden a nearer row is searched again with products in float64. So a row is
-    missed only for one that these cannot tell from it: equally far, or nearly so among rows of much greater norms.
-    Raises ValueError for NaN, different widths, and a k beyond the rows there are.
+    Euclidean, ascending, equal ones by index. Without queries: of each row of x, which leaves out
+    itself, but not its duplicates. Candidates come from float32 products; their distances, and all
+    where rounding might hide a nearer row, are exact in float64.
     """
-    rows = _rows(x, "x")
+    rows = check_array(x, "x").flatten(1)
     asked = rows if queries is None else _pair(x, queries, ("x", "queries"))[1]
-    most = len(rows) - (queries is None)
+    n, d, most = *rows.shape, len(rows) - (queries is None)
     if not 1 <= k <= most:
         raise ValueError(f"k: {k} neighbours asked for, but there are {most} rows to choose from")
-    own = torch.arange(len(rows), device=rows.device) if queries is None else None
-    distances, indices, sure = _search(rows, asked, own, k, min(k + 4, most), torch.float32)
-    again = (~sure).nonzero().squeeze(1)
-    if len(again):
-        own = None if own is None else own[again]
-        distances[again], indices[again], _ = _search(rows, asked[again], own, k, min(k + 4, most), torch.float64)
+    on_cpu, wanted, centre = rows.device.type == "cpu", min(k + 4, most), _mean(rows)
+    dtype = torch.float32 if on_cpu else torch.float64  # CUDA's float32 products may be TF32
+    table = torch.cat([(part.double() - centre).to(dtype) for part in rows.split(4096)])
+    half = torch.linalg.vector_norm(table, dim=1, dtype=torch.float64).square() / 2
+    distances = torch.empty(len(asked), k, dtype=torch.float64, device=rows.device)
+    indices = torch.empty_like(distances, dtype=torch.int64)
+    block = max(1, (2**18 if on_cpu else 2**26) // (wanted * d))  # queries in the cache at once
+    for part in torch.arange(len(asked), device=rows.device).split(max(1, 2**23 // n)):
+        centred = (asked[part].double() - centre).to(dtype)
+        scores = torch.addmm(half.to(dtype), centred, table.T, alpha=-1)  # |y|^2 / 2 - x'y
+        if queries is None:
+            scores[part - part[0], part] = math.inf
+        value, index = scores.topk(wanted, largest=False)
+        index, exact = index.sort(1).values, torch.empty_like(value, dtype=torch.float64)
+        for q, near, out in zip(asked[part].split(block), index.split(block), exact.split(block)):
+            out[:, None] = _distances(q[:, None], rows[near])
+        exact, order = exact.sort(dim=1, stable=True)
+        distances[part], indices[part] = exact[:, :k], index.gather(1, order)[:, :k]
+        norm = centred.double().square().sum(1) / 2
+        rounding = torch.finfo(dtype).eps * (d + 8) * (norm + half.max())  # of a score, at most
+        sure = value[:, -1] + norm - rounding > exact[:, k - 1].square() / 2
+        sure &= 1e-20 < half.max() < 1e30  # else float32 under- or overflows
+        for some in part[~sure].split(64) if wanted < most else ():
+            every = _distances(asked[some], rows)
+            if queries is None:
+                every[torch.arange(len(some)), some] = math.inf
+            every, order = every.sort(dim=1, stable=True)
+            distances[some], indices[some] = every[:, :k], order[:, :k]
     return distances, indices
 
 
-def _search(rows, asked, own, k, wanted, dtype):
-    """`nearest` with products in `dtype`, by the `wanted` best candidates; own (m,) is the index each query leaves out.
-
-    Returns (distances, indices, sure): sure (m,) where no row but the candidates can be nearer, rounding considered.
-
-    |y|^2 / 2 - x'y, half the squared distance less a constant per query, comes out of one product with a column more.
-    Then the smallest of n numbers in far less time than the product takes: the columns are put in groups, and the best
-    `wanted` are all in the `wanted` groups of the smallest minima.
-    """
-    n, d = rows.shape
-    centre = _mean(rows)
-    span = max(math.isqrt(n // wanted), 1)  # columns a group
-    groups = -(-n // span)
-    table = torch.zeros(span * groups, d + 1, dtype=dtype, device=rows.device)  # [-y, |y|^2 / 2]
-    table[n:, d] = math.inf  # the columns that fill up the last group are never near
-    for part, out in zip(rows.split(4096), table.split(4096)):
-        y = centre - part.double()  # centred against cancellation
-        out[: len(y), :d], out[: len(y), d] = y, torch.linalg.vector_norm(y, dim=1).square() / 2
-    rounding = torch.finfo(dtype).eps * (4 + 2 * d**0.5)  # of a product, relative to the norms: it grows as the root
-    step = min(max(256, 2**24 // n), 4096, len(asked))
-    products = torch.empty(step, len(table), dtype=dtype, device=rows.device)
-    queries = torch.ones(step, d + 1, dtype=dtype, device=rows.device)  # [x, 1]
-    most, numbers = (16, 2**22) if rows.device.type == "cpu" else (1024, 2**27)  # on a CPU what stays in the cache
-    block = max(1, min(most, numbers // (wanted * d)))  # of queries, whose candidates, d numbers each, are looked at together
-    # What stays is allocated before what is freed: small results kept between large blocks tear glibc's heap, to 20 GB and more.
-    distances = torch.empty(len(asked), k, dtype=torch.float64, device=rows.device)
-    indices = torch.empty(len(asked), k, dtype=torch.int64, device=rows.device)
-    sure = torch.empty(len(asked), dtype=torch.bool, device=rows.device)
-    candidates = torch.empty(step, wanted, dtype=torch.float64, device=rows.device)
-    for start in range(0, len(asked), step):
-        x = asked[start : start + step]
-        m = len(x)
-        centred = x.double() - centre
-        queries[:m, :d] = centred
-        scores = torch.mm(queries[:m], table.T, out=products[:m])
-        if own is not None:
-            scores[torch.arange(m, device=own.device), own[start : start + step]] = math.inf
-        scores = scores.view(m, span, groups)
-        group = scores.amin(1).topk(min(wanted, groups), largest=False, sorted=False).indices  # (m, groups taken)
-        members = scores.gather(2, group[:, None].expand(-1, span, -1)).flatten(1)  # (m, span * groups taken)
-        value, place = members.topk(wanted, largest=False)
-        index = place // group.shape[1] * groups + group.gather(1, place % group.shape[1])
-        index = index.sort(1).values  # an order that the stable sort below keeps among equals
-        for part, near, out in zip(x.split(block), index.split(block), candidates.split(block)):
-            out[: len(part)] = _distances(part, near, rows)
-        exact, order = candidates[:m].sort(dim=1, stable=True)
-        norm = torch.linalg.vector_norm(centred, dim=1).square() / 2
-        gap = value[:, -1] + norm - exact[:, k - 1].square() / 2  # from the k-th to the first that is no candidate
-        sure[start : start + m] = (gap > rounding * (norm + table[:n, d].max())) | (wanted == n - (own is not None))
-        distances[start : start + m], indices[start : start + m] = exact[:, :k], index.gather(1, order[:, :k])
-    return distances, indices, sure
-
-
-def _distances(asked, index, rows):
-    """Distances (m, k) of asked (m, d) to their rows of index (m, k), differences first: exact for close ones too."""
-    chosen = rows.index_select(0, index.flatten()).double().unflatten(0, index.shape)
-    return torch.cdist(asked[:, None].double(), chosen, compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
+def _distances(a, b):  # by differences, in float64: exact for close rows too
+    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def knn_misclassification(real_train, fake_train, real_test, fake_test, k=5):
-    """How often a k-nearest-neighbour classifier mistakes real for generated and back (DRAW-GAN, section IV-B).
+    """How often k nearest neighbours take real for generated and back (DRAW-GAN, section IV-B).
 
-    It learns from the training rows, as many real as generated, and is asked about the test rows; "real" takes more
-    than half of the k votes. Returns {fnr: share of the real called generated, fpr: share of the generated called real,
-    max: the paper's figure, balanced: the mean of both, min}. 0.5 in both is ideal: no telling apart. The maximum is no
-    quality: noise on real images scores 1, and exact copies do. Read min, or balanced.
+    They are found in the training rows, as many real as generated, for each test row. -> {fnr:
+    share of the real called generated, fpr: of the generated called real, max: the paper's figure,
+    balanced: the mean, min}. 0.5 is ideal, 0 fully separable; max is no quality (noise gets 1).
+    Neighbours at one distance share the votes left; an even vote is half a mistake. A test row with
+    more exact copies in the other kind than in its own passes over one of them: of a folder against
+    itself, each image may have its copy in the training rows, and never itself.
     """
-    train, test, is_real = _real_and_fake(real_train, fake_train, real_test, fake_test)
+    train, test, is_real, asked = _real_and_fake(real_train, fake_train, real_test, fake_test)
     if not 1 <= k <= len(train):
         raise ValueError(f"k: {k} neighbours asked for, but there are {len(train)} training rows")
-    votes = is_real[0][nearest(train, k, queries=test)[1]].sum(1)
-    return _mistakes(votes * 2 > k, is_real[1])
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).to(train.device)
+    distances, index = nearest(train[order], min(2 * k + 2, len(train)), queries=test)
+    real, copies = is_real[order][index], distances == 0
+    others = copies & (real != asked[:, None])
+    passed = others & (others.cumsum(1) == 1) & (2 * others.sum(1) > copies.sum(1))[:, None]
+    distances, order = distances.masked_fill(passed, math.inf).sort(dim=1, stable=True)
+    real, radius = real.gather(1, order), distances[:, k - 1 : k]
+    inside, at = distances < radius, distances == radius
+    share = (k - inside.sum(1)) / at.sum(1)
+    votes = (inside & real).sum(1) + share * (at & real).sum(1)
+    return _mistakes(votes - k / 2, asked)
 
 
 def bayes_misclassification(real_train, fake_train, real_test, fake_test):
-    """`knn_misclassification` with a Gaussian naive Bayes classifier: a Gaussian per class and column, all independent.
+    """`knn_misclassification` by Gaussian naive Bayes: independent columns, a Gaussian per class.
 
-    1e-9 of the largest variance of any column is added to every variance, as scikit-learn does. That decides much:
-    columns that are constant in one class, like the border of a digit, outweigh all others.
+    1e-9 of the largest variance is added to each, as in scikit-learn: columns that are constant in
+    one class, like a digit's border, then outweigh all others.
     """
-    train, test, is_real = _real_and_fake(real_train, fake_train, real_test, fake_test)
+    train, test, is_real, asked = _real_and_fake(real_train, fake_train, real_test, fake_test)
     smoothing = 1e-9 * train.double().var(0, correction=0).max()
     if smoothing == 0:
         raise ValueError("real_train, fake_train: all rows are equal")
     scores = []
-    for rows in (train[is_real[0]].double(), train[~is_real[0]].double()):
+    for rows in (train[is_real].double(), train[~is_real].double()):
         mean, var = rows.mean(0), rows.var(0, correction=0) + smoothing
-        constant = math.log(len(rows) / len(train)) - var.log().sum() / 2
         parts = [((part.double() - mean).square() / var).sum(1) for part in test.split(1024)]
-        scores.append(constant - torch.cat(parts) / 2)
-    return _mistakes(scores[0] > scores[1], is_real[1])
+        scores.append(math.log(len(rows)) - var.log().sum() / 2 - torch.cat(parts) / 2)
+    return _mistakes(scores[0] - scores[1], asked)
 
 
 def _real_and_fake(*parts):
-    """(training rows, test rows, (which of each are real)) of real_train, fake_train, real_test, fake_test."""
+    """-> training rows, test rows, and which of each are real."""
     names = ("real_train", "fake_train", "real_test", "fake_test")
     parts = [_pair(parts[0], part, ("real_train", name))[1] for name, part in zip(names, parts)]
-    train, test = torch.cat(parts[:2]), torch.cat(parts[2:])
-    pairs = ((train, parts[0]), (test, parts[2]))
-    return train, test, [torch.arange(len(rows), device=rows.device) < len(real) for rows, real in pairs]
+    is_real = [torch.arange(len(a) + len(b), device=a.device) < len(a)
+               for a, b in (parts[:2], parts[2:])]
+    return torch.cat(parts[:2]), torch.cat(parts[2:]), *is_real
 
 
-def _mistakes(called_real, is_real):
-    fnr, fpr = _share(~called_real[is_real]), _share(called_real[~is_real])
-    return {"fnr": fnr, "fpr": fpr, "max": max(fnr, fpr), "balanced": (fnr + fpr) / 2, "min": min(fnr, fpr)}
+def _mistakes(lead, is_real):
+    """The shares; lead: above 0 where a row is called real, 0 where it is undecided."""
+    called_real = (1 + lead.double().sign() * (lead.abs() > 1e-6)) / 2
+    fnr, fpr = (1 - called_real[is_real]).mean().item(), called_real[~is_real].mean().item()
+    return {"fnr": fnr, "fpr": fpr, "max": max(fnr, fpr), "balanced": (fnr + fpr) / 2,
+            "min": min(fnr, fpr)}
 
 
 def intrinsic_dimension(x, k=20, average="levina"):
-    """The maximum-likelihood intrinsic dimension of the rows of x (Levina and Bickel 2005; DE-GAN, eqs. 15 to 17).
+    """Maximum-likelihood dimension of rows x (n, ...) (Levina, Bickel 2005; DE-GAN, eqs. 15-17).
 
-    With T_j the distance of x_i to its j-th neighbour, m_k(x_i) = ((1 / (k-1)) sum_{j<k} log T_k / T_j)^-1 (eq. 15).
-    average "levina" is their mean (eq. 16), about (k-1) / (k-2) too large; "mackay" is one over the mean of the 1 / m_k
-    (MacKay and Ghahramani 2005), which is not. A list of k gives {k: dimension}: eq. 17 speaks of a limit for large k,
-    but there is none in finite data, so look at the curve. Duplicates, at distance 0, are passed over for the next.
-    Raises ValueError for k below 2, and where a row has fewer than k neighbours that are no duplicates of it.
+    With T_j the distance of x_i to its j-th neighbour, m_k(x_i) = (mean_{j<k} log T_k / T_j)^-1
+    (eq. 15). average "levina": the mean of m_k (eq. 16), (k-1) / (k-2) too large; "mackay": one
+    over the mean of 1 / m_k (MacKay, Ghahramani 2005). A list of k gives {k: dimension}: in finite
+    data there is no limit for large k (eq. 17). Duplicates of a row are passed over.
     """
+    rows, ks = check_array(x, "x", least=3).flatten(1), k if isinstance(k, (list, tuple)) else [k]
+    most, curve = max(ks, default=0), {}
     if average not in ("levina", "mackay"):
         raise ValueError(f"average: levina or mackay, not {average!r}")
-    ks = list(k) if isinstance(k, (list, tuple)) else [k]
-    curve = _dimensions(_rows(x, "x", least=3), ks)
-    return {k: curve[k][average] for k in ks} if isinstance(k, (list, tuple)) else curve[k][average]
-
-
-def _dimensions(rows, ks):
-    """{k: {levina, mackay}}, both ways to average and every k from one search."""
-    most = max(ks, default=0)
     if min(ks, default=0) < 2 or most >= len(rows):
-        raise ValueError(f"k: must be from 2 to {len(rows) - 1}, the rows of x less one, not {ks}")
+        raise ValueError(f"k: must be from 2 to {len(rows) - 1}, the rows of x less one, not {k}")
     distances, _ = nearest(rows, most)
-    short = (distances[:, 0] == 0).nonzero().squeeze(1)  # duplicates took the places of neighbours: look farther
-    taken = most
-    while len(short):
-        if taken == len(rows):
-            raise ValueError(f"x: has rows with fewer than {most} neighbours (k) that are no duplicates of them")
-        taken = min(2 * taken + 1, len(rows))
-        found, _ = nearest(rows, taken, queries=rows[short])  # finds the row itself too, at distance 0
-        zeros = (found == 0).sum(1)
-        enough = zeros + most <= taken
-        places = zeros[enough, None] + torch.arange(most, device=rows.device)
-        distances[short[enough]] = found[enough].gather(1, places)
-        short = short[~enough]
-    logs = distances.log()
-    curve = {}
-    for k in ks:
-        inverse = (logs[:, k - 1 : k] - logs[:, : k - 1]).mean(1)  # 1 / m_k, eq. 15
+    for some in (distances[:, 0] == 0).nonzero()[:, 0].split(64):  # have duplicates
+        every = _distances(rows[some], rows)
+        distances[some] = every.masked_fill(every == 0, math.inf).sort(1).values[:, :most]
+    if distances.isinf().any():
+        raise ValueError(f"x: has rows with fewer than {most} neighbours (k), duplicates left out")
+    for k_ in ks:
+        inverse = (distances[:, k_ - 1 : k_] / distances[:, : k_ - 1]).log().mean(1)  # 1 / m_k
         if (inverse == 0).any():
-            raise ValueError(f"k: a row has its {k} nearest neighbours all at one distance; take more of them")
-        curve[k] = {"levina": (1 / inverse).mean().item(), "mackay": 1 / inverse.mean().item()}
-    return curve
+            raise ValueError(f"k: a row has its {k_} nearest neighbours at one distance: raise k")
+        curve[k_] = ((1 / inverse).mean() if average == "levina" else 1 / inverse.mean()).item()
+    return curve if isinstance(k, (list, tuple)) else curve[k]
 
 
-# ------------------------------------------------------------------------------------------- classifier and Inception
+# ---- Classifier and Inception --------------------------------------------------------------------
 
 
 class Classifier(nn.Module):
-    """A small convolutional net that reads a data set's classes: images (B, C, S, S) in [0, 1] -> logits (B, classes).
+    """Reads a data set's classes: images (B, C, S, S) in [0, 1] -> logits (B, classes).
 
-    `features` is its penultimate layer (B, 128). `labels` (classes,) are the data set's labels in the order of the
-    logits, and test_error the share of its test images that it misreads.
+    features: its penultimate layer (B, 128). labels (classes,): the labels in the order of the
+    logits. test_error: the share of the test images that it misreads.
     """
 
     def __init__(self, channels, size, labels):
         super().__init__()
         self.register_buffer("labels", torch.as_tensor(labels))
-        self.test_error = math.nan
-        layers, width = [*self.block(channels, 32)], 32
+        self.test_error, kernels = math.nan, [(channels, 32, 1)]
         while size > 8:
-            wider = min(2 * width, 128)
-            layers += [*self.block(width, wider, stride=2), *self.block(wider, wider)]
-            size, width = (size + 1) // 2, wider
-        layers += self.block(width, 128)
+            width, size = kernels[-1][1], (size + 1) // 2
+            kernels += [(width, min(2 * width, 128), 2), (min(2 * width, 128),) * 2 + (1,)]
+        layers = []
+        for k_in, k_out, stride in [*kernels, (kernels[-1][1], 128, 1)]:
+            layers += [nn.Conv2d(k_in, k_out, 3, stride, padding=1, bias=False),
+                       nn.BatchNorm2d(k_out), nn.ReLU()]
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.read = nn.Linear(128, len(labels))
-
-    @staticmethod
-    def block(k_in, k_out, stride=1):
-        return nn.Conv2d(k_in, k_out, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(k_out), nn.ReLU()
 
     def forward(self, x):
         return self.read(self.features(x))
 
 
-def _apart():
-    """A context whose random numbers are its own: a run that needs a classifier in its midst goes on as it would without."""
-    return torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else [])
+def train_classifier(images, labels, epochs=8, least=1000, batch_size=250, lr=0.2, seed=0,
+                     device="cpu", name="classifier"):
+    """A `Classifier` of uint8 images (N, C, S, S) and int64 labels (N,), in evaluation mode.
 
-
-def train_classifier(images, labels, epochs=8, least=1000, batch_size=250, lr=0.2, seed=0, device="cpu", name="net"):
-    """A `Classifier` of uint8 images (N, C, S, S) and int64 labels (N,), trained and in evaluation mode.
-
-    Nesterov SGD in one cycle of `epochs` or at least `least` updates, images shifted by up to 2 pixels (of 28) either
-    way. MNIST: under 0.5 % test error. Prints its progress on stderr. Raises ValueError for fewer than two classes.
+    Nesterov SGD, one cycle of `epochs` or at least `least` updates, batches shifted by up to 2 of
+    28 pixels. MNIST: below 0.5 % test error. ValueError for fewer than two classes.
     """
-    classes, targets = labels.unique(return_inverse=True)
+    classes, targets = torch.as_tensor(labels).unique(return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"labels: at least two classes are needed, not {len(classes)}")
-    with _apart():
+    images = check_array(images, "images", images=True)
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images: must be uint8, not {images.dtype}: use (255 * x).round().byte()")
+    with torch.random.fork_rng():  # the caller's random numbers stay as they are
         torch.manual_seed(seed)
-        net = Classifier(images.shape[1], images.shape[2], classes).to(device, memory_format=torch.channels_last)
-    batch_size = min(batch_size, len(images))
+        net = Classifier(images.shape[1], images.shape[2], classes)
+    net.to(device, memory_format=torch.channels_last)
+    batch_size, size = min(batch_size, len(images)), images.shape[2]
     total = max(epochs * (len(images) // batch_size), least)
-    optimiser = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimiser = torch.optim.SGD(net.parameters(), lr, 0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total)
-    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=data.has_bf16(device))
-    generator = torch.Generator().manual_seed(seed)
-    reach, side = round(images.shape[2] / 14), torch.arange(images.shape[2])
-    began = shown = time.monotonic()
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, data.has_bf16(device))
+    generator, reach = torch.Generator().manual_seed(seed), round(size / 14)
     batches = data.batches(images, batch_size, device, seed, labels=targets)
     for step, (x, y) in zip(range(1, total + 1), batches):
-        rows, columns = side + torch.randint(2 * reach + 1, (2, batch_size, 1), generator=generator)  # (B, S) each
-        place = torch.arange(batch_size)[:, None, None], rows[:, :, None], columns[:, None]
-        x = F.pad(x, [reach] * 4).permute(0, 2, 3, 1)[place].permute(0, 3, 1, 2)
+        top, left = torch.randint(2 * reach + 1, (2,), generator=generator).tolist()
+        x = F.pad(x, [reach] * 4)[:, :, top : top + size, left : left + size]
         with autocast:
             loss = F.cross_entropy(net(x), y)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-        if time.monotonic() - shown > 10:
-            shown = time.monotonic()
-            left = round((shown - began) / step * (total - step))
-            print(f"{name}: {step}/{total} | {left // 60}:{left % 60:02} left", file=sys.stderr)
+        if step % 200 == 0:
+            progress(f"{name}: update {step} of {total}")
     return net.eval()
+
+
+def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
+    """The `Classifier` of a data set, with its test_error: trained once, kept in data_dir.
+
+    Images without a label (-1) are left out. InputError if there are no two classes.
+    """
+    loaded = [data.load(dataset, data_dir, split, size=size) for split in ("train", "test")]
+    (images, labels), test = [(x[y >= 0], y[y >= 0]) for x, y in loaded]
+    if len(labels.unique()) < 2:
+        raise InputError(f"{dataset} has no two classes to read: use --features pixels")
+    with torch.device("meta"):
+        net = Classifier(images.shape[1], images.shape[2], labels.unique())
+    some = images[:: max(len(images) // 1000, 1)].numpy().tobytes()
+    state = hashlib.sha256(labels.numpy().tobytes() + some + repr(net).encode()).hexdigest()
+    folder = Path(data_dir, f"classifier-{Path(dataset).name}-{images.shape[2]}-{state[:12]}")
+    try:  # other images, labels or layers have another name
+        saved = load_checkpoint(folder, "classifier")
+        net.load_state_dict(saved["nets"]["net"], assign=True)
+        net.test_error = float(saved["args"]["test_error"])
+    except (InputError, RuntimeError, LookupError, TypeError, ValueError):  # none, or damaged
+        net = train_classifier(images, labels, device=device, name=f"classifier of {dataset}")
+        net.test_error = 1 - test_accuracy(net, *test) if len(test[0]) else math.nan
+        with contextlib.suppress(OSError):  # a read-only folder: trained again the next time
+            save_run(folder, "classifier", {"test_error": net.test_error}, 0, {"net": net}, {})
+    return net.to(device, memory_format=torch.channels_last).eval()
 
 
 @torch.no_grad()
 def _in_batches(function, images, device, batch_size=250):
-    """function(float batch in [0, 1]) of all images, uint8 or float, as one tensor on `device`."""
-    parts = (part.to(device, memory_format=torch.channels_last) for part in images.split(batch_size))
-    return torch.cat([function(part / 255 if part.dtype == torch.uint8 else part.float()).float() for part in parts])
+    """function(float batch in [0, 1]) of all images (n, C, H, W), as one tensor on `device`."""
+    parts = check_array(images, "images", images=True).split(batch_size)
+    parts = (_unit(part.to(device, memory_format=torch.channels_last)) for part in parts)
+    return torch.cat([function(part).float() for part in parts])
 
 
-def test_accuracy(classifier, images, labels, per_class=False):
-    """Share of images (n, C, S, S) that the classifier reads as their labels (n,) (DE-GAN, Tables V and VII).
+def test_accuracy(classifier, images, labels):
+    """Share of images (n, C, S, S) that are read as their labels (n,) (DE-GAN, Table V).
 
-    A float; or with per_class {label: share}. Only for images that have labels: for others see `confidence`.
+    ValueError for images without a label (-1).
     """
-    found = _reading(classifier, _in_batches(classifier, images, classifier.labels.device), labels)
-    return found["accuracy_per_class" if per_class else "accuracy"]
+    labels = torch.as_tensor(labels)
+    if len(labels) != len(images) or (labels < 0).any():
+        raise ValueError(f"labels: every image needs one, but of {len(images)} images "
+                         f"{(labels >= 0).sum()} have a label (-1 is none)")
+    logits = _in_batches(classifier, images, classifier.labels.device)
+    return _reading(classifier, logits, labels)["accuracy"]
 
 
-def confidence(classifier, images):
-    """{mean_confidence, above_0.9}: the classifier's largest probability, its mean and the share above 0.9.
-
-    How sure the classifier is of images without labels. It is no accuracy: it may be sure and wrong.
-    """
-    return _reading(classifier, _in_batches(classifier, images, classifier.labels.device))
-
-
-def _reading(classifier, logits, labels=None):
-    """`confidence`, and with labels accuracy and accuracy_per_class, of a classifier's logits (n, classes)."""
-    largest, place = logits.softmax(1).max(1)
-    found = {"mean_confidence": largest.double().mean().item(), "above_0.9": _share(largest > 0.9)}
-    if labels is None:
+def _reading(classifier, logits, labels):
+    """How sure the classifier is, which is no accuracy; for labels that are not -1, that too."""
+    sure, place = logits.double().softmax(1).max(1)
+    high = (sure > 0.9).double().mean().item()
+    found = {"mean_confidence": sure.mean().item(), "above_0.9": high}
+    if labels is None or not (labels >= 0).any():
         return found
-    labels = torch.as_tensor(labels).to(logits.device)
-    if len(logits) != len(labels) or not len(labels):
-        raise ValueError(f"labels: {len(labels)} labels for {len(logits)} images")
-    right = classifier.labels[place] == labels
-    per_class = {label: _share(right[labels == label]) for label in labels.unique().tolist()}
-    return found | {"accuracy": _share(right), "accuracy_per_class": per_class}
-
-
-def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
-    """The `Classifier` of a data set's training split, with its test_error; trained once, then read from a file.
-
-    The file is classifier-NAME-SIZE.pt in data_dir, or in ./data where data_dir is read-only.
-    Raises InputError if the data set has no two classes.
-    """
-    images, labels = data.load(dataset, data_dir, "train", size=size)
-    if len(labels.unique()) < 2:
-        raise InputError(f"{dataset} has no classes to read: use --features pixels")
-    some = images[:: max(len(images) // 1000, 1)]
-    digest = hashlib.sha256(labels.numpy().tobytes() + some.numpy().tobytes()).hexdigest()
-    key = [*images.shape, digest]  # another data set, or another order of its labels, another classifier
-    name = f"classifier-{Path(dataset).name}-{images.shape[-1]}.pt"
-    places = [Path(data_dir) / name, Path("data") / name]
-    for place in filter(zipfile.is_zipfile, places):
-        try:
-            saved = torch.load(place, map_location="cpu", weights_only=True)
-        except UNREADABLE:  # no file of ours
-            continue
-        if isinstance(saved, dict) and saved.get("key") == key:
-            with _apart():
-                net = Classifier(images.shape[1], images.shape[2], saved["state"]["labels"])
-            net.load_state_dict(saved["state"])
-            net.test_error = saved["test_error"]
-            return net.to(device, memory_format=torch.channels_last).eval()
-    net = train_classifier(images, labels, device=device, name=f"classifier of {Path(dataset).name}")
-    net.test_error = 1 - test_accuracy(net, *data.load(dataset, data_dir, "test", size=size))
-    for place in places:
-        if place.parent.is_dir() and not place.parent.stat().st_mode & 0o222:
-            continue  # marked read-only, which is meant even where the user is root and could write all the same
-        with contextlib.suppress(OSError, RuntimeError), data.whole_file(place) as file:  # torch covers a full disk with a RuntimeError
-            torch.save({"key": key, "state": net.state_dict(), "test_error": net.test_error}, file)
-            break
-    return net
+    labels = labels.to(logits.device)
+    right = (classifier.labels[place] == labels).double()
+    each = {c: right[labels == c].mean().item() for c in labels.unique().tolist() if c >= 0}
+    return found | {"accuracy": right[labels >= 0].mean().item(), "accuracy_per_class": each}
 
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
-INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
+INCEPTION_URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
 
 
 class Inception(nn.Module):
-    """The network of the FID: images (B, 1 or 3, H, W) in [0, 1] -> features (B, 2048).
+    """The FID's network: images (B, 1 or 3, H, W) in [0, 1] -> features (B, 2048).
 
-    Inception-v3 with the weights of 2015-12-05, as ported by pytorch-fid: torchvision's network but for the pooling
-    branches, whose averages leave the padding out of the count and of which the last is a maximum.
+    Inception-v3 with the weights of 2015-12-05 as in pytorch-fid: torchvision's, but average pools
+    do not count the padding, and the last one is a max pool.
     """
 
     def __init__(self):
         super().__init__()
-        from torchvision.models import inception as tv
-
-        def patched(block, pool):
-            class Patched(block):
-                def _forward(self, x):
-                    return super()._forward(x)[:-1] + [self.branch_pool(pool(x))]  # the last branch is the pooling one
-
-            return Patched
-
+        self.net = tv.Inception3(num_classes=1008, aux_logits=False, init_weights=False)
         average = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
-        a, c, e1 = (patched(block, average) for block in (tv.InceptionA, tv.InceptionC, tv.InceptionE))
-        e2 = patched(tv.InceptionE, nn.MaxPool2d(3, stride=1, padding=1))
-        net = tv.Inception3(num_classes=1008, aux_logits=False, init_weights=False)
-        net.Mixed_5b, net.Mixed_5c, net.Mixed_5d = a(192, 32), a(256, 64), a(288, 64)
-        net.Mixed_6b, net.Mixed_6c, net.Mixed_6d, net.Mixed_6e = c(768, 128), c(768, 160), c(768, 160), c(768, 192)
-        net.Mixed_7b, net.Mixed_7c = e1(1280), e2(2048)
-        self.net = net
-        self.eval()
+        for name, block in self.net.named_children():
+            if hasattr(block, "branch_pool"):
+                pool = nn.MaxPool2d(3, stride=1, padding=1) if name == "Mixed_7c" else average
+                block.register_forward_hook(self.repool(pool))
 
-    def load(self, state):
-        """Takes the published state dict; its last layer, 1008 classes, is then left out."""
-        self.net.load_state_dict(state)
-        self.net.fc = nn.Identity()
-        return self
+    @staticmethod
+    def repool(pool):
+        def hook(block, inputs, out):  # the pooling branch is the block's last
+            own = block.branch_pool(pool(inputs[0]))
+            return torch.cat([out[:, : -own.shape[1]], own], 1)
+
+        return hook
 
     def forward(self, x):
-        x = F.interpolate(x.expand(-1, 3, -1, -1), size=(299, 299), mode="bilinear", align_corners=False)
+        x = F.interpolate(x.expand(-1, 3, -1, -1), (299, 299), mode="bilinear", align_corners=False)
         return self.net(2 * x - 1)
 
 
 def inception(weights=None, device="cpu"):
-    """The `Inception` network with weights from a file, by default the one in torch hub's cache. Raises InputError."""
-    file = Path(weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE)
-    if not file.is_file():
-        raise InputError(f"no Inception weights at {file}: get {INCEPTION_URL} and put it there, or name it with "
-                         "--inception-weights")  # fmt: skip
-    net = Inception()
+    """The `Inception` network; weights from a file, or torch hub's cache, or downloaded to it."""
+    module, file = Inception(), weights or Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
     try:
-        net.load(torch.load(file, map_location="cpu", weights_only=True))
-    except UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{file} does not hold the weights of {INCEPTION_URL}: {reason}") from error
-    return net.to(device, memory_format=torch.channels_last)
+        if weights:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        else:  # a download's hash is compared with that in the name
+            state = torch.hub.load_state_dict_from_url(
+                INCEPTION_URL + INCEPTION_FILE, map_location="cpu", check_hash=True)
+        module.net.load_state_dict(state)
+    except Exception as error:  # no network, no such file, or damaged in any way
+        raise InputError(f"no Inception weights in {file} ({_reason(error)}): put {INCEPTION_URL}"
+                         f"{INCEPTION_FILE} there, or give --inception-weights FILE") from error
+    module.net.fc = nn.Identity()
+    return module.eval().to(device, memory_format=torch.channels_last)
 
 
 def features(images, kind, net=None):
-    """Feature rows (n, d) float32 of images (n, C, H, W), uint8 or float in [0, 1].
+    """Feature rows (n, d) float32 of images (n, C, H, W), uint8 or floats in [0, 1].
 
-    kind: "pixels" (d = C H W, in [0, 1]); "classifier" (128; net is a `Classifier`); "inception" (2048; net is an
-    `Inception`). On the net's device; pixels stay where they are.
+    kind: "pixels" (d = C H W, in [0, 1]); "classifier" (128; net is a `Classifier`); "inception"
+    (2048; net is an `Inception`). On the net's device.
     """
     if kind == "pixels":
-        return _in_batches(lambda x: x.flatten(1), images, images.device)
+        return _unit(check_array(images, "images", images=True)).flatten(1)
     if kind == "classifier":
         return _in_batches(net.features, images, net.labels.device)
     if kind == "inception":
@@ -1109,498 +1032,420 @@ def features(images, kind, net=None):
     raise ValueError(f"kind: pixels, classifier or inception, not {kind!r}")
 
 
-# -------------------------------------------------------------------------------------------------------- command line
+# ---- Command line --------------------------------------------------------------------------------
 
 
 class Images:
-    """Images from files in the place of a run: no discriminator, and at most as many samples as there are files."""
+    """Images from files, in the place of a run; label k is classes[k], and -1 is unknown."""
 
     conditional, logits, args = False, None, None
 
-    def __init__(self, name, images, labels=None):
-        self.name, self.images, self.labels = name, images, labels
+    def __init__(self, name, images, labels=None, classes=None):
+        self.name, self.images, self.classes = name, images, classes
+        known = labels is not None and (classes is None or len(classes) > 1)
+        self.labels = labels if known else torch.full((len(images),), -1)
 
     def order(self, n, seed=0):
         return torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))[:n]
 
     def sample(self, n, labels=None, seed=0):
-        """(n, C, H, W) float32 in [0, 1], shuffled by the seed."""
-        if n > len(self.images):
-            raise InputError(f"{self.name} holds {len(self.images)} images, fewer than {n}: give that, or less, as --n")
+        """At most n (n, C, H, W), shuffled, float32 in [0, 1]."""
         return _unit(self.images[self.order(n, seed)])
 
 
-def _unit(images):
-    return images / 255 if images.dtype == torch.uint8 else images.float()
+def read_arrays(path):
+    """{name: array} of a .npy or .npz file."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        return {"images": found} if isinstance(found, np.ndarray) else dict(found)
+    except Exception as error:  # a damaged file may raise anything
+        raise InputError(f"{path} cannot be read as plain arrays: {_reason(error)}") from error
 
 
 def read_images(path, size=None):
-    """The `Images` of a folder of pictures, or of a .npy or .npz file: uint8, or floats in [0, 1].
+    """The `Images` of a folder, or of a .npy or .npz file: uint8, or floats in [0, 1].
 
-    A folder's images come at size x size, or at the shorter side of the first one. Arrays: (n, H, W), (n, C, H, W) or
-    (n, H, W, C); of a .npz `images` or its only array, and `labels`, whole numbers, if there are any. Folders named by
-    whole numbers are labels. Raises InputError for what cannot be read so.
+    A folder is read at size x size, by default the shorter side of its first image. Arrays are
+    (n, H, W), (n, C, H, W) or (n, H, W, C): in a .npz `images`, ADM's arr_0, or the only one; with
+    `labels` or arr_1 if there are any. InputError for anything else.
     """
-    path, labels = Path(path), None
+    path = Path(path)
     if path.is_dir():
-        images, folders = data.load(str(path.resolve()), split="all", size=size or data.first_side(path))
-        names = data.subfolders(path)
-        numbered = names and all(name.isdecimal() for name in names) and folders.max() < len(names)
-        labels = torch.tensor([int(name) for name in names])[folders] if numbered else None
-        return Images(path.resolve().name, images, labels)
-    try:
-        found = np.load(path, allow_pickle=False)
-        if not isinstance(found, np.ndarray):
-            labels = np.asarray(found["labels"]) if "labels" in found else None
-            names = [name for name in found.files if name != "labels"]
-            found = np.asarray(found["images" if "images" in names or len(names) != 1 else names[0]])
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not a file of plain arrays, an array `images` among them: {error}") from error
-    images = torch.zeros(0)
-    if found.dtype == np.uint8 or found.dtype.kind == "f":
-        images = torch.from_numpy(found if found.dtype == np.uint8 else found.astype(np.float32))  # in this machine's order
-    if images.ndim == 3:
-        images = images[:, None]
+        found = data.load(str(path.resolve()), split="all", size=size or data.first_side(path))
+        return Images(path.resolve().name, *found, found.classes)
+    arrays = read_arrays(path)
+    labels = arrays.pop("labels", arrays.pop("arr_1", None))
+    key = next((key for key in ("images", "arr_0", *arrays) if key in arrays), None)
+    if key is None or key not in ("images", "arr_0") and len(arrays) > 1:
+        raise InputError(f"{path} holds {', '.join(arrays)}: name the array of images `images`")
+    images = arrays[key][:, None] if arrays[key].ndim == 3 else arrays[key]
     if images.ndim == 4 and images.shape[1] not in (1, 3):
-        images = images.permute(0, 3, 1, 2)
-    fits = images.ndim == 4 and images.shape[1] in (1, 3) and len(images)
-    fits = fits and (labels is None or labels.dtype.kind in "iu" and labels.shape == (len(images),))
-    if not fits or not (images.dtype == torch.uint8 or (images.min() >= 0 and images.max() <= 1)):
-        raise InputError(
-            f"{path} holds {found.dtype} of shape {found.shape}: give uint8 or floats in [0, 1], of shape (n, H, W), "
-            "(n, C, H, W) or (n, H, W, C), and if any a label for each, a whole number"
-        )
-    return Images(path.name, images, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
+        images = images.transpose(0, 3, 1, 2)
+    images = check_array(images, str(path), images=True)
+    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (len(images),)):
+        raise InputError(f"{path}: its labels are not a whole number for each image")
+    return Images(path.name, images, None if labels is None else torch.tensor(labels.astype("i8")))
+
+
+def relabel(labels, names, wanted):
+    """Labels k of class names[k] -> the place of that name in `wanted`, -1 where it is missing."""
+    if not names or not wanted:
+        return labels
+    table = [wanted.index(name) if name in wanted else -1 for name in names]
+    return torch.tensor([*table, -1])[labels]  # a label of -1 stays -1
 
 
 def _is_folder(text):
-    return Path(text).is_dir() and not (Path(text) / "checkpoint.pt").exists()
+    return Path(text).is_dir() and not Path(text, "checkpoint.pt").exists()
 
 
 def open_source(text, device, size=None):
-    """A run (RUN, or RUN@STEPS for another number of steps), a folder of images, or a .npy or .npz file.
-
-    size: of a folder's images.
-    """
-    folder, _, steps = text.rpartition("@")
-    if folder and steps.isdecimal() and not Path(text).exists():
-        return load_run(folder, device, int(steps))
-    path = Path(text)
-    if path.suffix in (".npy", ".npz") or _is_folder(text):
-        try:
-            return read_images(path, size)
-        except InputError as error:
-            raise InputError(f"{text} is no run (it has no checkpoint.pt), nor images: {error}") from error
-    return load_run(path, device)
+    """A run, RUN@STEPS (drawn in so many steps), a folder of images (at `size`), .npy or .npz."""
+    run, _, steps = text.rpartition("@")
+    if run and steps.isdecimal() and not Path(text).exists():
+        return load_run(run, device, int(steps))
+    is_images = text.endswith((".npy", ".npz")) or _is_folder(text)
+    return read_images(text, size) if is_images else load_run(text, device)
 
 
 def open_sources(args):
-    """The sources of a command, with the images and labels of the test split that they are to be compared with.
+    """-> the sources, {group: numbers of its sources}, and the real images, training and test.
 
-    The runs say which data set and size, unless flags do; then folders of images are read at the size of that data set.
+    The runs say which data set and size, unless flags do. Several runs of one model are a group:
+    A,B or a quoted A-*, or names that differ only in the number after -s at their end. A file of
+    Inception's statistics has no real images: None.
     """
-    sources = {text: open_source(text, args.device) for text in args.source if not _is_folder(text)}
-    _agree(sources.values(), args)
-    images, labels = data.load(args.dataset, args.data_dir, "test", size=args.size)
-    for text in args.source:
-        if text not in sources:
-            sources[text] = open_source(text, args.device, images.shape[-1])
-    names = [source.name for source in sources.values()]
-    for text, source in sources.items():
-        if names.count(source.name) > 1:  # gran1-mnist of two folders
-            source.name = text
-    return [sources[text] for text in args.source], images, labels
-
-
-@contextlib.contextmanager
-def _stage(text):
-    """Says on stderr what is going on, and how long it took."""
-    print(f"{text} ...", end="", file=sys.stderr, flush=True)
-    began = time.monotonic()
-    try:
-        yield
-    except ValueError as error:
-        print(file=sys.stderr)
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{text}: {error}") from error  # a measure knows its arguments, but not whose they are
-    print(f" {time.monotonic() - began:.1f} s", file=sys.stderr)
-
-
-def _short(name, width):
-    return name if len(name) <= width else name[: width // 2] + "…" + name[len(name) - (width - 1 - width // 2) :]
-
-
-def print_table(head, rows):
-    """Columns two spaces apart, the first to the left, the others to the right."""
-    table = [[str(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*table)]
-    for row in table:
-        cells = [row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-        print("  ".join(cells).rstrip())
-
-
-def _write_json(file, content):
-    if file:
-        plain = json.loads(json.dumps(content, default=str), parse_constant=lambda name: None)  # JSON has no Infinity
-        Path(file).write_text(json.dumps(plain, indent=1) + "\n")
-
-
-def _agree(sources, args):
-    """Puts the data set and size of the runs into args, where no flag gives them; InputError if the runs differ."""
+    texts, groups = [], {}
+    for text in map(data.path, args.source):
+        parts = [Path(text)] if Path(text).exists() else map(Path, text.split(","))
+        found = [str(p) for part in parts for p in sorted(part.parent.glob(part.name)) or [part]]
+        group = groups.setdefault(re.sub(r"([-_]s(eed)?)\d+/?$", r"\1*", text), [])
+        group += range(len(texts), len(texts) + len(found))
+        texts += found
+    sources = [None if _is_folder(text) else open_source(text, args.device) for text in texts]
     for name in ("dataset", "size"):
-        values = {getattr(source.args, name, None) for source in sources if source.args is not None}
+        values = {getattr(run.args, name, None) for run in sources if run and run.args}
+        if getattr(args, name) is None and len(values) > 1:
+            raise InputError(f"the runs differ in {name}: {', '.join(map(str, values))}")
         if getattr(args, name) is None:
-            if len(values) > 1:
-                raise InputError(f"the runs differ in {name} ({', '.join(map(str, values))}): give runs of one {name}")
             setattr(args, name, next(iter(values), None))
     if args.dataset is None:
         raise InputError("no run says which data set to compare with: name it with --dataset")
+    train = test = shape = None
+    if not Path(args.dataset).is_file():
+        train, test = (data.load(args.dataset, args.data_dir, split, args.size)
+                       for split in ("train", "test"))
+        train, test = (Images(args.dataset, *x, getattr(x, "classes", None)) for x in (train, test))
+    elif not {"mu", "sigma"} <= read_arrays(args.dataset).keys() - {"images", "arr_0"}:
+        train = read_images(args.dataset)
+        test = Images(args.dataset, train.images[:0])
+    if train:
+        shape = train.images.shape[1:]
+    for i, text in enumerate(texts):  # shapes fail early, before anything that takes time
+        size = shape[-1] if shape else args.size
+        source = sources[i] = sources[i] or open_source(text, args.device, size)
+        if [other.name for other in sources if other].count(source.name) > 1:
+            source.name = text
+        if isinstance(source, Images) and shape and source.images.shape[1] < shape[0]:
+            source.images = source.images.expand(-1, 3, -1, -1)  # grey against colour
+        label = torch.zeros(1, dtype=torch.int64) if source.conditional else None
+        found = source.sample(1, labels=label).shape[1:]
+        if shape and found != shape:
+            raise InputError(f"{source.name} has images of {tuple(found)}, {args.dataset} of "
+                             f"{tuple(shape)}: give another --size or --dataset")
+    return sources, groups, train, test
 
 
-def _common_n(sources, args):
-    """--n, or as many images as the smallest source has: figures of different n do not compare."""
-    n = min([args.n, *(len(source.images) for source in sources if isinstance(source, Images))])
-    if n < 4 * args.k:
-        raise InputError(f"{n} images of each are too few for k = {args.k}: at least {4 * args.k} are needed")
-    return n
+def progress(text):
+    """Progress, on stderr."""
+    print(f"{text} ...", file=sys.stderr, flush=True)
 
 
-def measure(images, real, kind="pixels", net=None, classifier=None, labels=None, real_labels=None, k=5,
-            bandwidth=None, real_features=None):  # fmt: skip
-    """All measures of images (n, C, H, W) against real ones, both float32 in [0, 1] and shuffled, as floats and dicts.
+def print_table(columns, rows):
+    """A table of dicts by {title: format of its cells}; a column without any value is left out."""
+    def cell(text, row):
+        try:
+            return text.format(**row)
+        except (KeyError, TypeError, ValueError):  # no such value, or None
+            return "-"
 
-    FID on `features` of `kind` by `net`; MMD, kNN, Bayes and rdd on pixels; confidence, and with labels (n,) accuracy,
-    by `classifier`. rdd is per class where there are labels, over classes with 20 images or more on either side, and
-    over all images at once where no class has. bandwidth (of the MMD) and real_features are worked out where not given.
+    cells = [[title, *(cell(text, row) for row in rows)] for title, text in columns.items()]
+    cells = [column for column in cells if set(column[1:]) != {"-"}]
+    widths = [max(map(len, column)) for column in cells]
+    for first, *others in zip(*cells):
+        print("  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]).rstrip())
+
+
+def write_json(args, **content):
+    if args.json:  # JSON has no Infinity: null
+        text = json.dumps({"dataset": args.dataset, "seed": args.seed} | content, default=str)
+        plain = json.loads(text, parse_constant=lambda name: None)
+        Path(args.json).write_text(json.dumps(plain, indent=1) + "\n")
+
+
+def measure(images, real, kind="pixels", net=None, classifier=None, labels=None, real_labels=None,
+            k=5, bandwidth=None, real_features=None):
+    """All measures of images (n, C, H, W) against real ones, both shuffled -> floats and dicts.
+
+    FID on `features` of `kind` by `net`; MMD, kNN, Bayes and rdd on pixels; how a `classifier`
+    reads them. rdd is per class where both sides have 20 images of a label or more. fid_spread,
+    mmd_spread: standard errors. bandwidth (MMD's) and real_features are found where not given.
     """
-    if images.shape[1:] != real.shape[1:]:
-        shapes = " against ".join("x".join(map(str, x.shape[1:])) for x in (images, real))
-        raise InputError(f"images of another shape than the real ones: {shapes}")
+    _pair(images, real, ("images", "real"), least=10)
+    images, real = (_unit(check_array(x, "images", images=True)) for x in (images, real))
     images = images.to(real.device)
-    own_features = features(images, kind, net)
+    own, half = features(images, kind, net), min(len(images), len(real)) // 2
     real_features = features(real, kind, net) if real_features is None else real_features
-    half, real_half = len(images) // 2, len(real) // 2
-    halves = real[:real_half], images[:half], real[real_half:], images[half:]
-    result = {
-        "n": len(images),
-        "fid": fid(own_features, real_features),
-        "mmd": mmd(images, real, bandwidth=bandwidth),
-        "knn": knn_misclassification(*halves, k=k),
-        "bayes": bayes_misclassification(*halves),
-    }
-    shared = []
-    if labels is not None:  # a mean over n: 19/20 of what it would be over n - 1, at the least
-        shared = [c for c in real_labels.unique() if min((labels == c).sum(), (real_labels == c).sum()) >= 20]
-    if shared:
-        own, other = (torch.isin(of, torch.tensor(shared)) for of in (labels, real_labels))
-        moved = own.to(real.device), other.to(real.device)
-        result["rdd"] = rdd(images[moved[0]], real[moved[1]], labels[own], real_labels[other])
-    else:
-        result["rdd"] = rdd(images, real)
+    bandwidth = bandwidth or median_distance(real)
+    parts = [some for a in (0, half) for some in (real[a : a + half], images[a : a + half])]
+    kid = {"kernel": "polynomial", "unbiased": True}
+    result = {"n": len(images), "fid": fid(own, real_features),
+              "fid_spread": spread(fid, own, real_features),
+              "mmd": mmd(images, real, bandwidth=bandwidth),
+              "mmd_spread": spread(mmd, images, real, bandwidth=bandwidth),
+              "knn": knn_misclassification(*parts, k=k), "bayes": bayes_misclassification(*parts),
+              "rdd": rdd(images, real)}
+    if kind == "inception":
+        result["kid"] = mmd(own, real_features, **kid)
+        result["kid_spread"] = spread(mmd, own, real_features, **kid)
+    if labels is not None and real_labels is not None:
+        labels, real_labels = torch.as_tensor(labels), torch.as_tensor(real_labels)
+        shared = [c for c in real_labels.unique().tolist()
+                  if c >= 0 and min((labels == c).sum(), (real_labels == c).sum()) >= 20]
+        if shared:
+            a, b = (torch.isin(some, torch.tensor(shared)) for some in (labels, real_labels))
+            result["rdd"] = rdd(images[a], real[b], labels[a], real_labels[b])
     if classifier is not None:
+        known = own if kind == "classifier" else features(images, "classifier", classifier)
         with torch.no_grad():
-            known = own_features if kind == "classifier" else features(images, "classifier", classifier)
             result |= _reading(classifier, classifier.read(known), labels)
     return result
 
 
+EVAL = {"": "{name}", "n": "{n}", "FID": "{fid:.4g}±{fid_spread:.2g}",
+        "MMD": "{mmd:.2g}±{mmd_spread:.1g}", "KID": "{kid:.2g}±{kid_spread:.1g}",
+        "kNN": "{knn[min]:.3f}", "Bayes": "{bayes[min]:.3f}", "conf.": "{mean_confidence:.1%}",
+        "acc.": "{accuracy:.1%}", "rdd": "{rdd[mean]:.3f}"}
+EVAL_NOTES = """
+First row: what real images get. FID, MMD, KID: 0 is best, ± their standard error.
+kNN, Bayes: share mistaken, the smaller of real and generated: 0.5 is best, 0 fully
+separable. conf.: how sure the classifier is, no accuracy; acc.: read as the label
+drawn for. rdd: 1 is best."""
+
+
 def eval_command(args):
-    """One table of all sources, under a row of the real test images against the training images."""
-    sources, test, test_labels = open_sources(args)
-    train, train_labels = data.load(args.dataset, args.data_dir, "train", size=args.size)
-    n = _common_n([*sources, Images("", train), Images("", test)], args)
-    order = Images("", train).order(n, args.seed)
-    real, real_labels = _unit(train[order]).to(args.device), train_labels[order]
-    labelled = len(train_labels.unique()) > 1
-    sources.insert(0, Images("real test images", test, test_labels))
-    kind = args.features or ("classifier" if labelled else "pixels")
-    read = any(s.conditional or s.labels is not None for s in sources[1:])
-    asked = kind == "classifier" or (labelled and read)
-    classifier = classifier_of(args.dataset, args.data_dir, args.size, args.device) if asked else None
+    """One table: each source against training images, under a row of other real images."""
+    sources, _, train, test = open_sources(args)
+    n = min([args.n, *(len(s.images) for s in (train, *sources) if isinstance(s, Images))])
+    if n < max(20, 4 * args.k):
+        raise InputError(f"{n} images are too few: {max(20, 4 * args.k)} are needed of each side")
+    if train is None:
+        return eval_statistics(args, sources, n)
+    labelled = len(train.labels[train.labels >= 0].unique()) > 1
+    kind = args.features or ("classifier" if labelled and len(test.images) else "pixels")
+    classifier, rows, order = None, [], train.order(len(train.images), args.seed)
+    if kind == "classifier" or args.accuracy:
+        classifier = classifier_of(args.dataset, args.data_dir, args.size, args.device)
     net = inception(args.inception_weights, args.device) if kind == "inception" else classifier
-    with _stage(f"{kind} features of {n} training images"):
-        known = {"real_features": features(real, kind, net), "bandwidth": median_distance(real)}
+    real, labels = _unit(train.images[order[:n]]).to(args.device), train.labels[order[:n]]
+    progress(f"{kind} features of {n} training images")
+    known = {"real_features": features(real, kind, net), "bandwidth": median_distance(real)}
 
-    rows = []
+    def add(name, images, own, real=real, labels=labels, **known):
+        progress(f"{name}: measures of {len(images)} images")
+        found = measure(images, real, kind, net, classifier, own, labels, args.k, **known)
+        rows.append({"name": name} | found)
+
+    unused = order[n : n + max(0, n - len(test.images))]  # held-out images first, then these
+    others = torch.cat([test.sample(n, seed=args.seed), _unit(train.images[unused])])
+    if len(others) >= n / 2:
+        own = torch.cat([test.labels[test.order(n, args.seed)], train.labels[unused]])
+        add("other real images", others, own, **known)
+    else:
+        add("halves of the real", real[: n // 2], labels[: n // 2], real[n // 2 :],
+            labels[n // 2 :], bandwidth=known["bandwidth"])
     for source in sources:
-        labels = None if source.labels is None else source.labels[source.order(n, args.seed)]
-        if source.conditional:
-            labels = torch.arange(n) % source.args.classes  # balanced
-        with _stage(f"{source.name}: {n} images"):
-            images = source.sample(n, labels=labels, seed=args.seed)
-        with _stage(f"{source.name}: measures"):
-            row = measure(images, real, kind, net, classifier, labels if labelled else None, real_labels, args.k, **known)
-            if args.paper_units:
-                row["paper"] = paper_units(images.to(real.device), real, row)
-        rows.append({"name": source.name} | row)
-
-    print(f"\n{args.dataset}, {real.shape[-1]} px: {n} images of each against {n} training images, seed {args.seed}")
-    print(f"FID on {kind} features ({known['real_features'].shape[1]} numbers), the rest on pixels; "
-          f"MMD's sigma {known['bandwidth']:.2f}")  # fmt: skip
-    if classifier is not None:
-        print(f"the classifier misreads {classifier.test_error:.2%} of the {len(test)} test images")
-    print()
-    print_table(["", "FID", "MMD", "kNN", "Bayes", "conf.", ">0.9", "acc.", "rdd "], [_eval_row(row) for row in rows])
-    print(f"""
-FID, MMD: 0 is best, and the first row the floor at this n.
-kNN (k = {args.k}), Bayes: share mistaken, the smaller of real and generated; 0.5 is
-best, 0 is told apart; the first row says how far real images get.
-conf., >0.9: how sure the classifier is, on average and how often above 0.9;
-this is no accuracy. acc.: read as the label they were drawn for.
-rdd: 1 is best; the mean of the classes, with * over all images at once.""")
-    per_class = [row for row in rows if row["rdd"]["per_class"]]
-    if len(per_class) > 1 and len(train_labels.unique()) <= 10:
-        for title, values in (
-            ("rdd", [row["rdd"]["per_class"] for row in per_class]),
-            ("accuracy", [row["accuracy_per_class"] for row in per_class]),
-        ):
-            print()
-            labels = sorted({label for value in values for label in value})  # which a source may lack
-            cells = ([f"{value[label]:.2f}" if label in value else "-" for label in labels] for value in values)
-            print_table([f"{title} per class", *labels], [[_name(row), *c] for row, c in zip(per_class, cells)])
-    if args.paper_units:
-        print("\nin the units of DRAW-GAN's tables, as we read them: roots of the biased MMD and")
-        print("of the FID on pixels 0 to 255, and the larger share mistaken, no quality\n")
-        cells = ([f"{x:.4f}" for x in row["paper"].values()] for row in rows)
-        print_table(["", "MMD", "FID", "K-NN", "Bayes"], [[_name(row), *c] for row, c in zip(rows, cells)])
-    content = {name: getattr(args, name) for name in ("dataset", "seed", "k")} | {"n": n, "features": kind}
+        drawn = None
+        if source.conditional:  # drawn with the label mix of the real images
+            drawn = relabel(labels, train.classes, source.classes)
+            drawn = drawn[drawn >= 0] if labelled else drawn[:0]
+            if not len(drawn):
+                drawn = torch.arange(max(1, len(source.classes)))
+                progress(f"{source.name}: {args.dataset} has none of its classes: drawn equally")
+            drawn = drawn[torch.arange(n) % len(drawn)]
+        images, own = source.sample(n, labels=drawn, seed=args.seed), drawn
+        if isinstance(source, Images):
+            own = source.labels[source.order(n, args.seed)]
+        own = None if own is None else relabel(own, source.classes, train.classes)
+        add(source.name, images, own, **known)
+    print(f"\n{args.dataset}, {real.shape[-1]} px: against {n} training images, seed {args.seed}\n"
+          f"FID on {kind} features ({known['real_features'].shape[1]} numbers), others on pixels; "
+          f"sigma {known['bandwidth']:.2f}")
     error = None if classifier is None else classifier.test_error
-    content |= {"bandwidth": known["bandwidth"], "classifier_test_error": error, "rows": rows}
-    _write_json(args.json, content)
+    if classifier is not None:
+        print(f"the classifier misreads {error:.2%} of the held-out images that have a label")
+    print()
+    print_table(EVAL, rows)
+    print(EVAL_NOTES)
+    write_json(args, n=n, features=kind, bandwidth=known["bandwidth"], rows=rows,
+               classifier_test_error=error)
 
 
-def _name(row):
-    return _short(row["name"], 16)
+def eval_statistics(args, sources, n):
+    """FID against a file of the mean and covariance of Inception features, as pytorch-fid's."""
+    known, net, rows = read_arrays(args.dataset), inception(args.inception_weights, args.device), []
+    for source in sources:
+        mix = torch.arange(n) % max(1, len(source.classes)) if source.conditional else None
+        progress(f"{source.name}: Inception features of {n} images")
+        x = features(source.sample(n, labels=mix, seed=args.seed), "inception", net).cpu()
+        found = frechet_distance(*stats(x), known["mu"], known["sigma"])
+        rows.append({"name": source.name, "n": n, "fid": found})
+    print_table({"": "{name}", "n": "{n}", "FID": "{fid:.4g}"}, rows)
+    print("Compare figures of one n, and of one way to resize: clean-fid's is not pytorch-fid's.")
+    write_json(args, n=n, features="inception", rows=rows)
 
 
-def _eval_row(row):
-    def share(key):
-        return f"{row[key]:.1%}" if key in row else "-"
-
-    star = " " if row["rdd"]["per_class"] else "*"
-    return [_name(row), f"{row['fid']:.4g}", f"{row['mmd']:.2e}", f"{row['knn']['min']:.3f}",
-            f"{row['bayes']['min']:.3f}", share("mean_confidence"), share("above_0.9"), share("accuracy"),
-            f"{row['rdd']['mean']:.3f}{star}"]  # fmt: skip
-
-
-def paper_units(images, real, row):
-    """The columns of DRAW-GAN's Tables I and II, as far as they can be made out: see the note that `eval` prints."""
-    pixels = fid(images, real)
-    return {"mmd": math.sqrt(max(row["mmd"], 0)), "fid": 255 * math.sqrt(pixels), "knn": row["knn"]["max"],
-            "bayes": row["bayes"]["max"]}  # fmt: skip
+GAM = {"battle": "{M1} vs. {M2}", "r_test": "{r_test:.3g}", "r_sample": "{r_sample:.3g}",
+       "95 %": "{r_sample_95[0]:.3g} to {r_sample_95[1]:.3g}", "won": "{won[0]}:{won[1]}",
+       "all pairs": "{r_sample_range[0]:.3g} to {r_sample_range[1]:.3g}",
+       "eq. 11": "{winner:s}", "overfit": "{winner_overfit:s}", "error": "{error:.3f}"}
+GAM_NOTES = """
+r_sample below 1: M1, the first, wins; above 1: M2. eq. 11: a tie unless r_test is
+within a factor of {:g} of 1; overfit: unless the Ds' ratios of test to training
+errors are, of each other. 95 %: for the choice of images, not for another training;
+all pairs: smallest and largest, of groups of runs. error: of the one D (Table 3)."""
 
 
 def gam_command(args):
-    """Every pair of the runs, the error rates behind, and how many battles each has won."""
-    if len(args.source) < 2:
-        raise InputError("a battle needs at least two runs")
-    runs, images, labels = open_sources(args)
-    if all(run.logits is None for run in runs):
-        names = ", ".join(run.name for run in runs)
-        raise InputError(f"none of {names} has a discriminator, so there is no battle to hold")
-    for run in runs:
-        if run.conditional and labels.max() >= run.args.classes:
-            raise InputError(f"{run.name} was trained on {run.args.classes} classes, the test images have {labels.max() + 1}")
-        shape = run.sample(1, labels=labels[:1] if run.conditional else None).shape[1:]
-        if shape != images.shape[1:]:
-            raise InputError(f"{run.name} draws images of {tuple(shape)}, the test images are {tuple(images.shape[1:])}")
+    """The battles of every pair of runs, or groups of runs, and the error rates behind them."""
+    runs, groups, train, test = open_sources(args)
+    if len(runs) < 2 or not any(run.logits for run in runs):
+        raise InputError("a battle needs two runs, and at least one of them a discriminator")
+    if len(groups) < 2:
+        groups = {i: [i] for i in range(len(runs))}
+    sides = [(name if len(of) > 1 else runs[of[0]].name, of) for name, of in groups.items()]
+    classes = [run.classes for run in runs if run.conditional]
+    if any(names != classes[0] for names in classes):
+        raise InputError("the conditional runs have different classes: no battle")
     n = min([args.n, *(len(run.images) for run in runs if isinstance(run, Images))])
-    n_test = min(n, len(images))
-    with _stage(f"{len(runs)} runs, {n} samples of each"):
-        test, fake = error_rates(runs, _unit(images), n, labels, args.seed)
-    pairs = [(i, j) for i in range(len(runs)) for j in range(i + 1, len(runs))]
-    battles = [(i, j, _battle(test, fake, i, j, n, n_test, args.tolerance)) for i, j in pairs
-               if runs[i].logits or runs[j].logits]  # fmt: skip
-    sizes = sorted({run.args.batch_size for run in runs if run.logits is not None})
-    print(
-        f"\n{args.dataset}: {n} samples a run, {n_test} test images, seed {args.seed}\n"
-        f"D at logit 0, in batches of its training size ({', '.join(map(str, sizes))}), real and generated apart\n"
-    )
-    rows, wins = [], dict.fromkeys(range(len(runs)), 0)
-    for i, j, battle in battles:
-        names = f"{_short(runs[i].name, 13)} vs. {_short(runs[j].name, 13)}"
-        if battle["winner"] is None:
-            rows.append([names, "", "", "", f"error {battle['error']:.3f}"])
-            continue
-        winner = {"M1": i, "M2": j}.get(battle["winner"])
-        if winner is not None:
-            wins[winner] += 1
-        low, high = battle["r_sample_95"]
-        rows.append([names, f"{battle['r_test']:.3g}", f"{battle['r_sample']:.3g}", f"{low:.3g} to {high:.3g}",
-                     "tie" if winner is None else _short(runs[winner].name, 13)])  # fmt: skip
-    print_table(["battle (GRAN, eqs. 10, 11)", "r_test", "r_sample", "95 %", "winner"], rows)
-    print(f"\nr_sample below 1: the first wins, above 1 the second; a tie where r_test is not\n"
-          f"within a factor of {1 + args.tolerance:g} of 1. 1 in the interval: within the noise. error: of\n"
-          "the D of the one on the samples of the other, which has none (Table 3).\n")  # fmt: skip
-    judges = [i for i, run in enumerate(runs) if run.logits is not None]
-    cells = [["-" if x is None else f"{x:.3f}" for x in (test[i], *fake[i])] for i in judges]
-    head = ["error rate of D", "on test", *(f"on {j + 1}" for j in range(len(runs)))]
-    print_table(head, [[f"{i + 1} {_short(runs[i].name, 20)}", *c] for i, c in zip(judges, cells)])
-    others = [f"{i + 1} {run.name}" for i, run in enumerate(runs) if run.logits is None]
-    if others:
-        print("without a D:", ", ".join(others))
-    ranking = sorted(judges, key=lambda i: -wins[i])
-    print("\nwins:", ", ".join(f"{runs[i].name} {wins[i]}" for i in ranking))
-    print("(a count and no order: battles may cycle)")
-    _write_json(args.json, {
-        "dataset": args.dataset, "n": n, "n_test": n_test, "seed": args.seed, "tolerance": args.tolerance,
-        "battles": [{"M1": runs[i].name, "M2": runs[j].name} | battle for i, j, battle in battles],
-        "error_rates": {"runs": [run.name for run in runs], "test": test, "fake": fake},
-        "wins": {runs[i].name: wins[i] for i in judges},
-    })  # fmt: skip
+    progress(f"{len(runs)} runs, {n} samples of each")
+    labels = [relabel(s.labels, s.classes, classes and classes[0]) for s in (test, train)]
+    rates = error_rates(runs, test.images, n, labels[0], args.seed, train.images, labels[1])
+    n_test, battles, judges = min(n, len(test.images)), [], []
+    pairs = [(side, other) for i, side in enumerate(sides) for other in sides[i + 1 :]]
+    for (one, first), (two, second) in pairs:
+        each = [_battle(rates, [i], [j], args.tolerance, n, n_test) for i in first for j in second]
+        whole = each[0]
+        ratios = [battle["r_sample"] for battle in each if battle["winner"]]
+        if len(each) > 1:
+            whole = _battle(rates, first, second, args.tolerance) | {"battles": each}
+        if len(ratios) > 1:
+            whole |= {"r_sample_range": (min(ratios), max(ratios)), "won": [
+                sum(battle["winner"] == m for battle in each) for m in ("M1", "M2")]}
+        battles.append({"M1": one, "M2": two} | whole)
+    for i, run in enumerate(runs):
+        row = {key: rates[key][i] for key in ("train", "test", "auc")}
+        row |= {f"on {j + 1}": error for j, error in enumerate(rates["fake"][i])}
+        row |= {"name": f"{i + 1} {run.name}", "ratio": _ratio(row["test"], row["train"])}
+        judges += [row] if run.logits else []
+    print(f"\n{args.dataset}: {n} samples of each, {n_test} test images, seed {args.seed}; D at "
+          "logit 0, real and generated apart\n")
+    print_table({"error rate of D": "{name}", "training": "{train:.3f}", "test": "{test:.3f}",
+                 "ratio": "{ratio:.2f}", "AUC": "{auc:.3f}"}
+                | {f"on {j + 1}": f"{{on {j + 1}:.3f}}" for j in range(len(runs))}, judges)
+    print()
+    print_table(GAM, battles)
+    print(GAM_NOTES.format(1 + args.tolerance))
+    write_json(args, n=n, tolerance=args.tolerance, runs=[run.name for run in runs],
+               battles=battles, error_rates=rates)
 
 
 def dim_command(args):
-    """The intrinsic dimension of a data set's training images over k, as figures and as a picture."""
-    if Path(args.out).suffix.lower() not in data.EXTENSIONS:  # said before the search, which may take an hour
-        raise InputError(f"--out {args.out} is no name of a picture: let it end in .png")
+    """The intrinsic dimension of a data set's training images over k, as figures and a picture."""
     images, _ = data.load(args.dataset, args.data_dir, "train", size=args.size)
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[: args.n or len(images)]
-    ks = sorted(set(args.k))
-    if len(chosen) <= ks[-1]:
-        raise InputError(f"{len(chosen)} images are too few for k = {ks[-1]}: give a smaller --k or a larger --n")
-    with _stage(f"{ks[-1]} neighbours of each of {len(chosen)} images"):
-        curve = _dimensions(images[chosen].flatten(1).to(args.device), ks)
-    print(f"\n{args.dataset}: intrinsic dimension of {len(chosen)} training images, seed {args.seed}\n")
-    print_table(["k", "eq. 16 (mean)", "inverse mean"], [[k, *(f"{m:.2f}" for m in curve[k].values())] for k in ks])
-    names = next(iter(curve.values()))
-    draw_curves({name: [(k, curve[k][name]) for k in ks] for name in names}, args.out,
-                f"intrinsic dimension of {args.dataset}, {len(chosen)} images, over k", log="x")  # fmt: skip
-    print(f"\nThere is no limit in k (eq. 17): say k and n with any figure. The curve is in {args.out}")
-    _write_json(args.json, {"dataset": args.dataset, "n": len(chosen), "seed": args.seed, "dimension": curve})
+    x = images[Images("", images).order(args.n, args.seed)].flatten(1).to(args.device)
+    ks = sorted(args.k)
+    progress(f"{ks[-1]} neighbours of each of {len(x)} images")
+    curves = {name: intrinsic_dimension(x, ks, name) for name in ("levina", "mackay")}
+    rows = [{"k": k} | {name: curve[k] for name, curve in curves.items()} for k in ks]
+    title = f"{args.dataset}: intrinsic dimension of {len(x)} training images, seed {args.seed}"
+    print(title)
+    print_table({"k": "{k}", "eq. 16": "{levina:.2f}", "inverse mean": "{mackay:.2f}"}, rows)
+    print(f"There is no limit in k (eq. 17): say k and n with any figure. Drawn in {args.out}")
+    draw_curves({name: list(curve.items()) for name, curve in curves.items()}, args.out, title)
+    write_json(args, n=len(x), dimension=rows)
 
 
-def draw_curves(curves, path, title, log=""):
-    """A picture of lines {name: [(x, y), ...]}; the axes in `log` ("x", "y", "xy") are logarithmic, the others show 0.
-
-    Lines of up to 20 points have each marked. Logarithmic axes hold numbers above 0 only.
-    """
-    from PIL import Image, ImageDraw
-
-    picture = Image.new("RGB", (640, 400), "white")
-    pen = ImageDraw.Draw(picture)
-    pen.text((60, 12), title, fill="black")
+def draw_curves(curves, path, title):
+    """A picture of the lines {name: [(x, y), ...]}."""
     curves = {name: points for name, points in curves.items() if points}
+    picture = Image.new("RGB", (640, 400), "white")
+    pen, colours = ImageDraw.Draw(picture), ("navy", "firebrick", "green", "orange", "purple")
     xs, ys = zip(*(point for points in curves.values() for point in points))
-    (x_share, x_marks), (y_share, y_marks) = _axis(xs, "x" in log), _axis(ys, "y" in log)
-
-    def at(x, y):
-        return 60 + 540 * x_share(x), 360 - 310 * y_share(y)
-
-    for y in y_marks:
-        height = at(xs[0], y)[1]
-        pen.line([(60, height), (600, height)], fill="lightgray")
-        pen.text((50, height), f"{y:g}", fill="black", anchor="rm")
-    for x in x_marks:
-        pen.text((at(x, ys[0])[0], 366), f"{x:g}", fill="black", anchor="ma")
-    pen.line([(60, 50), (60, 360), (600, 360)], fill="black")
-    left = 60
-    for (name, points), colour in zip(curves.items(), ("navy", "firebrick", "royalblue", "salmon")):
-        pen.line([at(*point) for point in points], fill=colour, width=2)
-        for x, y in (at(*point) for point in points if len(points) <= 20):
-            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-        pen.text((left, 30), name, fill=colour)
-        left += pen.textlength(name) + 20
-    picture.save(path)
-
-
-def _axis(values, log):
-    """-> (value to its share of the axis' length, the values to mark: 1, 2 or 5 times a power of ten)."""
-    scale = math.log10 if log else float
-    low, high = scale(min(values) if log else min(0, *values)), scale(max(values))
-    span = high - low or 1
-    if log:
-        marks = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for digit in (1, 2, 5)]
-    else:
-        power = 10.0 ** math.floor(math.log10(span / 5))
-        pitch = next(digit * power for digit in (1, 2, 5, 10) if span <= 8 * digit * power)
-        marks = [i * pitch for i in range(math.floor(low / pitch), math.ceil(high / pitch) + 1)]
-    return lambda value: (scale(value) - low) / span, [x for x in marks if -1e-9 <= (scale(x) - low) / span <= 1 + 1e-9]
-
-
-def folders_command(args):
-    """The measures of one folder (or file) of images against another, which holds the real ones.
-
-    Folders are read at --size, at the size of what is no folder, or else at that of the first generated image.
-    """
-    sources, size = {}, args.size
-    for text in sorted((args.generated, args.real), key=_is_folder):
-        sources[text] = open_source(text, args.device, size)
-        size = size or (sources[text].images.shape[-1] if isinstance(sources[text], Images) else sources[text].args.size)
-    generated, real = sources[args.generated], sources[args.real]
-    n = _common_n([generated, real], args)
-    net = inception(args.inception_weights, args.device) if args.features == "inception" else None
-    x, y = (source.sample(n, seed=args.seed).to(args.device) for source in (generated, real))
-    with _stage(f"measures of {n} images each"):
-        row = {"name": generated.name} | measure(x, y, args.features, net, k=args.k)
-    print(f"\n{n} images of {generated.name} against {n} of {real.name}, {x.shape[-1]} px, seed {args.seed}; FID on {args.features}\n")
-    print_table(["", "FID", "MMD", "kNN", "Bayes", "rdd"], [[*_eval_row(row)[:5], _eval_row(row)[-1]]])
-    _write_json(args.json, {"features": args.features, "seed": args.seed, "real": real.name} | row)
+    left, width, low = min(xs), max(xs) - min(xs) or 1, min(0, *ys)
+    height = max(0, *ys) - low or 1
+    pen.text((60, 8), title, fill="black")
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        x, y = 60 + 540 * share, 360 - 310 * share
+        pen.line([(60, y), (600, y)], fill="lightgray")
+        pen.text((50, y), f"{low + share * height:.3g}", fill="black", anchor="rm")
+        pen.text((x, 366), f"{left + share * width:.4g}", fill="black", anchor="ma")
+    for i, (name, points) in enumerate(curves.items()):
+        pen.line([(60 + 540 * (x - left) / width, 360 - 310 * (y - low) / height)
+                  for x, y in points], fill=colours[i % 5], width=2)
+        pen.text((60 + 110 * i, 28), name, fill=colours[i % 5])
+    picture.save(path, "PNG")
 
 
 def parse_args(argv=None):
-    parser = Parser("metrics.py", description="Measures of image generators, and the battles between them.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    source = "runs (RUN@7: drawn with 7 steps), folders of images, .npy or .npz files"
-    eval_, gam_, dim_, folders_ = (
-        commands.add_parser(f"{name}", prog=f"metrics.py {name}", help=text, description=text)
-        for name, text in (
-            ("eval", "FID, MMD, kNN, Bayes, accuracy and rdd of all sources in one table"),
-            ("gam", "the battles of every pair of runs"),
-            ("dim", "intrinsic dimension of a data set"),
-            ("folders", "the measures of generated images against real ones, both from folders"),
-        )
-    )
-    for command in (eval_, gam_):
-        command.add_argument("source", nargs="+", metavar="RUN", help=source)
-        command.add_argument("--dataset", help="what to compare with; the runs' own if not given")
-    for name in ("generated", "real"):
-        folders_.add_argument(name, metavar=name.upper(), help="a folder of images, or a .npy or .npz file")
-    dim_.add_argument("--dataset", default="digits", help=f"{', '.join(data.DATASETS)}, or a folder of images")
-    dim_.add_argument("--k", type=count, nargs="+", default=[10, 20, 50, 100], help="numbers of neighbours")
-    dim_.add_argument("--out", default="dim.png", help="the curve's picture")
-    for command in (eval_, folders_):
-        kinds = ["classifier", "pixels", "inception"] if command is eval_ else ["pixels", "inception"]
-        text = "of the FID" + (
-            "; classifier if not given, pixels where there are no labels" if command is eval_ else ""
-        )
-        command.add_argument("--features", choices=kinds, default=None if command is eval_ else "pixels", help=text)
-        command.add_argument("--inception-weights", metavar="FILE", help=f"{INCEPTION_FILE}; torch hub's if not given")
-        command.add_argument("--k", type=count, default=5, help="neighbours that vote in kNN")
-    eval_.add_argument("--paper-units", action="store_true", help="DRAW-GAN's columns as well")
-    gam_.add_argument("--tolerance", type=weight, default=0.3, help="how far r_test may be from 1, as a factor less 1")
-    for command in (eval_, gam_, dim_):
-        command.add_argument("--data-dir", default="data", help="where data sets lie")
-    for command in (eval_, gam_, dim_, folders_):
-        text = "the generated images'" if command is folders_ else "the runs' or the data set's"
-        command.add_argument("--size", type=count, help=f"side of the images in pixels; {text} own if not given")
-        whole = command is dim_
-        text = "training images; all if not given" if whole else "images of each, as far as there are"
-        command.add_argument("--n", type=count, default=None if whole else 10000, help=text)
-        command.add_argument("--seed", type=seed, default=0, help="of samples and of the shuffling of images")
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        command.add_argument("--device", default=device, help="cpu, cuda, cuda:1, ...")
-        command.add_argument("--json", metavar="FILE", help="write all figures there too; null for infinite ones")
+    parser = argparse.ArgumentParser("metrics.py", allow_abbrev=False,
+                                     description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    texts = {"eval": "FID, MMD, kNN, Bayes, accuracy and rdd of all sources in one table",
+             "gam": "the battles of every pair of runs", "dim": "intrinsic dimension of a data set"}
+    for name, text in texts.items():
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        add = command.add_argument
+        if name != "dim":
+            add("source", nargs="+", help="a run (RUN@7: drawn in 7 steps), a folder of images, "
+                ".npy or .npz; for gam, A,B or 'A-*' are runs of one model")
+        add("--dataset", type=data.path, default="digits" if name == "dim" else None, help="a "
+            "name, a folder, .npz images, or a .npz of Inception's mu and sigma [the runs' own]")
+        add("--data-dir", type=data.path, default="data", help="where data sets are [%(default)s]")
+        add("--size", type=int, help="side of the images in pixels [the runs', the data set's]")
+        add("--n", type=int, default=10**9 if name == "dim" else 10000, help="images, at most")
+        add("--seed", type=int, default=0, help="of samples and of the shuffling [%(default)s]")
+        add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        add("--json", type=data.path, metavar="FILE", help="write all figures there too")
+        if name == "eval":
+            add("--features", choices=["classifier", "pixels", "inception"],
+                help="of the FID [classifier; pixels where there are no labels]")
+            add("--accuracy", action="store_true", help="have a classifier read the images too")
+            add("--inception-weights", type=data.path, metavar="FILE", help=INCEPTION_FILE)
+            add("--k", type=int, default=5, help="neighbours that vote in kNN [%(default)s]")
+        if name == "gam":
+            add("--tolerance", type=float, default=0.3, help="of r_test: a factor, less 1 [0.3]")
+        if name == "dim":
+            add("--k", type=int, nargs="+", default=[10, 20, 50, 100], help="neighbours")
+            add("--out", type=data.path, default="dim.png", help="picture of the curve [dim.png]")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    command = {"eval": eval_command, "gam": gam_command, "dim": dim_command, "folders": folders_command}[args.command]
-    try:
-        device_of(args.device)
-        for file in filter(None, (args.json, getattr(args, "out", None))):  # said before the work, which may take an hour
-            if not Path(file).absolute().parent.is_dir() or Path(file).is_dir():
-                raise InputError(f"{file} cannot be written: {'it is a folder' if Path(file).is_dir() else 'there is no such folder'}")
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a name that the terminal's alphabet lacks is no end of the work
-        command(args)
-    except (InputError, OSError) as error:
-        print(f"metrics.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with data.plain_errors("metrics.py"):
+        args = parse_args(argv)
+        ks, tolerance = getattr(args, "k", [1]), getattr(args, "tolerance", 0)
+        counts = [args.n, args.size or 1, *(ks if isinstance(ks, list) else [ks])]
+        if min(counts) < 1 or not (0 <= args.seed < 2**63 and tolerance >= 0):
+            raise InputError("--n, --k and --size are 1 or more, --seed and --tolerance 0 or more")
+        for file in filter(None, (args.json, getattr(args, "out", None))):  # fails early
+            if Path(file).is_dir() or not os.access(Path(file).absolute().parent, os.W_OK):
+                raise InputError(f"{file} cannot be written: name a file in a folder of yours")
+        args.device = data.open_device(args.device)
+        try:
+            {"eval": eval_command, "gam": gam_command, "dim": dim_command}[args.command](args)
+        except ValueError as error:  # of a measure
+            raise InputError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Times the measures beside their peers in the same run: python tests/bench_metrics.py [--data-dir DIR] [PART ...]
+"""Times the measures and their peers in one run: python tests/bench_metrics.py [PART ...]
 
 Each part runs in a process of its own, ours first, so that its peak memory is ours. The last part
-is the whole of `metrics.py eval` on an untrained GRAN5; the data set's classifier is trained before if need be.
-Needs scikit-learn and scikit-dimension.
+is the whole of `metrics.py eval` on an untrained GRAN5, after training the data set's classifier
+if need be. Needs scikit-learn and scikit-dimension.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import metrics
 
 
 def report(name, ours, peers, rounds=3):
-    """Runs ours and {peer: function} in turn and prints the shortest time of each: what else runs meets all of them."""
+    """Runs ours and {peer: function} in turn and prints the shortest time of each."""
     ours()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     functions = {name: ours, **peers}
@@ -36,7 +36,8 @@ def report(name, ours, peers, rounds=3):
             seconds[key] = min(seconds[key], time.perf_counter() - began)
     print(f"{name}: {seconds[name]:.2f} s, peak so far {peak:.2f} GiB")
     for peer in peers:
-        print(f"    {peer:<48} {seconds[peer]:6.2f} s   {seconds[peer] / seconds[name]:5.2f} of ours", flush=True)
+        ratio = seconds[peer] / seconds[name]
+        print(f"    {peer:<48} {seconds[peer]:6.2f} s   {ratio:5.2f} of ours", flush=True)
 
 
 def frechet():
@@ -44,13 +45,14 @@ def frechet():
 
     def times(name, n, decay):
         spectrum = torch.logspace(0, decay, 2048, dtype=torch.float64)
-        (mu1, cov1), (mu2, cov2) = (metrics.stats(torch.randn(n, 2048, dtype=torch.float64) * spectrum) for _ in "12")
+        x, y = (torch.randn(n, 2048, dtype=torch.float64) * spectrum for _ in "12")
+        (mu1, cov1), (mu2, cov2) = metrics.stats(x), metrics.stats(y)
         theirs = {"scipy.linalg.sqrtm of the product": lambda: sqrtm(cov1.numpy() @ cov2.numpy())}
         report(name, lambda: metrics.frechet_distance(mu1, cov1, mu2, cov2), theirs, rounds=2)
 
     torch.manual_seed(0)
-    times("Frechet, d = 2048, both regular", 10_000, -1)
-    times("Frechet, d = 2048, always exact form", 10_000, -4)
+    times("Frechet, d = 2048", 10_000, -1)
+    times("Frechet, d = 2048, nearly singular", 10_000, -4)
 
 
 def neighbours():
@@ -68,15 +70,17 @@ def neighbours():
         ours = functools.partial(metrics.nearest, x, k, queries=y)
         report(f"nearest, 10,000 x 10,000, d = 784, k = {k}", ours, peers, rounds=5)
     theirs = {"scikit-dimension": lambda: MLE().fit(x.numpy(), n_neighbors=20, n_jobs=2)}
-    report("intrinsic_dimension, 10,000, d = 784, k = 20", lambda: metrics.intrinsic_dimension(x, k=20), theirs)
+    report("intrinsic_dimension, 10,000, d = 784, k = 20",
+           lambda: metrics.intrinsic_dimension(x, k=20), theirs)
 
 
 def mmd():
     torch.manual_seed(0)
-    x, y = torch.rand(10_000, 784, dtype=torch.float64), torch.rand(10_000, 784, dtype=torch.float64)
+    x, y = torch.rand(2, 10_000, 784, dtype=torch.float64)
 
     def gram(a, b, exp):
-        return exp(-((a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T) / (2 * 10.0**2)).mean()
+        squares = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T
+        return exp(-squares / (2 * 10.0**2)).mean()
 
     def naive(x, y, exp):
         return gram(x, x, exp) + gram(y, y, exp) - 2 * gram(x, y, exp)
@@ -97,7 +101,8 @@ def evaluation(dataset, data_dir):
         metrics.save_run(Path(folder) / "gran5", "gran", args, 0, gran.build(args), {})
         metrics.classifier_of(dataset, data_dir)
         began = time.perf_counter()
-        command = [sys.executable, ROOT / "metrics.py", "eval", Path(folder) / "gran5", "--data-dir", data_dir]
+        command = [sys.executable, ROOT / "metrics.py", "eval", Path(folder) / "gran5"]
+        command += ["--data-dir", data_dir]
         subprocess.run(command, check=True)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         print(f"eval of one run, n = 10,000: {time.perf_counter() - began:.2f} s in all, peak {peak:.2f} GiB")

@@ -1,29 +1,25 @@
-"""What all the scripts promise alike: flags, run folders, exact resume, compilation, bad input, kills; the longest file of the tests."""
+"""What all six scripts promise alike: flags, run folders, exact resume, bad input, kills."""
 
+import argparse
 import ast
-import builtins
 import contextlib
 import csv
 import importlib
 import io
 import json
+import os
 import re
 import resource
 import shutil
 import signal
-import struct
 import subprocess
-import symtable
 import sys
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import data
@@ -33,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["gran", "draw_gan", "dcrw", "de_gan", "dcgan", "vae"]
 RECURRENT = ["gran", "draw_gan", "dcrw"]
 CONDITIONAL = ["de_gan", "dcgan", "vae"]
-SMALL = {  # flags of a run that is quick
+SMALL = {  # flags of a quick run
     "gran": ["--size", "8", "--steps", "3"],
     "draw_gan": ["--size", "8", "--steps", "3", "--hidden", "16", "--z-dim", "4", "--write", "3"],
     "dcrw": ["--size", "8", "--steps", "3", "--read", "3", "--write", "3", "--z-dim", "3"],
@@ -41,28 +37,10 @@ SMALL = {  # flags of a run that is quick
     "dcgan": ["--width", "4"],
     "vae": ["--size", "8", "--hidden", "16", "--z-dim", "3"],
 }
+LIMITS = {"gran.py": 340, "dcrw.py": 340, "vae.py": 370, "draw_gan.py": 450, "de_gan.py": 450,
+          "dcgan.py": 620, "data.py": 650, "metrics.py": 950}
 
 every_script = pytest.mark.parametrize("script", SCRIPTS)
-
-
-@pytest.mark.parametrize("script", ["gran", "dcgan", "de_gan"])
-@pytest.mark.parametrize("kind, other, shape, more", [("ToImage", nn.ConvTranspose2d, (2, 6, 7, 7), {"output_padding": 1}),
-                                                      ("FromImage", nn.Conv2d, (2, 3, 14, 14), {})])
-def test_convolutions_in_blocks_are_torchs_forward_and_backward(script, kind, other, shape, more):
-    torch.manual_seed(0)
-    channels = (6, 3) if kind == "ToImage" else (3, 6)
-    theirs = other(*channels, kernel_size=5, stride=2, padding=2, **more).double()
-    ours = getattr(importlib.import_module(script), kind)(*channels, kernel_size=5, stride=2, padding=2, **more).double()
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(shape, dtype=torch.float64)
-    found = []
-    for layer in (ours, theirs):
-        x_in = x.clone().requires_grad_()
-        y = layer(x_in)
-        y.backward(torch.linspace(-1, 1, y.numel(), dtype=torch.float64).reshape(y.shape))
-        found.append((y, x_in.grad, layer.weight.grad, layer.bias.grad))
-    for one, two in zip(*found):
-        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +48,9 @@ def pictures(tmp_path_factory):
     """A folder of forty noisy grey pictures of 28 px, in two classes."""
     folder, rng = tmp_path_factory.mktemp("data") / "noise", np.random.default_rng(0)
     for i in range(40):
-        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / "ab"[i % 2] / f"{i}.png")
+        place = folder / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(place / f"{i}.png")
     return folder
 
 
@@ -86,10 +65,14 @@ def call(script, *argv):
     return status, out.getvalue(), err.getvalue()
 
 
+def flags(script, pictures, out):
+    return ["--dataset", pictures, "--data-dir", pictures.parent, "--out", out, "--device", "cpu",
+            "--batch-size", 6, *SMALL[script]]
+
+
 def train(script, pictures, out, *more, iters=2):
     """A small run, which must end well -> its checkpoint."""
-    common = ["--dataset", pictures, "--data-dir", pictures.parent, "--out", out, "--device", "cpu", "--batch-size", 6]
-    status, _, err = call(script, *common, "--iters", iters, *SMALL[script], *more)
+    status, _, err = call(script, *flags(script, pictures, out), "--iters", iters, *more)
     assert status == 0, err
     return metrics.load_checkpoint(out, script)
 
@@ -97,8 +80,10 @@ def train(script, pictures, out, *more, iters=2):
 def refused(script, *argv):
     """What a call says that must end with status 2 and one line on stderr."""
     status, _, err = call(script, *argv)
-    lines = [line for line in err.splitlines() if not line.startswith(("warning:", "note:"))]
-    assert status == 2 and len(lines) == 1 and lines[0].startswith(f"{script}.py: error: "), (status, err)
+    lines = [line for line in err.splitlines()
+             if not line.startswith(("note:", "warning:"))]
+    assert status == 2 and len(lines) == 1, (status, err)
+    assert lines[0].startswith(f"{script}.py: error: "), err
     return lines[0]
 
 
@@ -114,26 +99,36 @@ def same(a, b):
 def table(path):
     """The rows of a csv without its column of speeds."""
     with open(path, newline="") as file:
-        return [{name: value for name, value in row.items() if name != "images_per_s"} for row in csv.DictReader(file)]
+        rows = csv.DictReader(file)
+        return [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
 
 
 def contents(folder):
     """{file: content} of a run's folder; csv files without speeds, the checkpoint taken apart."""
     read = {".csv": table, ".pt": metrics.load_checkpoint}
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): read.get(path.suffix, Path.read_bytes)(path) for path in paths}
-
-
-# Source -------------------------------------------------------------------------------------------------------------
+    return {str(p.relative_to(folder)): read.get(p.suffix, Path.read_bytes)(p) for p in paths}
 
 
 def tree_of(name):
     return ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
 
 
+# ---- the house -----------------------------------------------------------------------------------
+
+
+def test_sizes():
+    for name, most in LIMITS.items():
+        lines = (ROOT / name).read_text().splitlines()
+        assert len(lines) <= most, f"{name} has {len(lines)} lines, its limit is {most}"
+        assert max(map(len, lines)) <= 100, name
+    assert (ROOT / "README.md").stat().st_size <= 15 * 1024
+    assert sum(file.stat().st_size for file in (ROOT / "assets").iterdir()) < 3e6
+
+
 @pytest.mark.parametrize("name", [*SCRIPTS, "data", "metrics"])
 def test_imports_keep_the_rooms_apart(name):
-    """Scripts know data and metrics alone; of packages only those that README names."""
+    """Scripts know data and six names of metrics; of packages only those that README names."""
     imported = set()
     for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.Import):
@@ -142,54 +137,38 @@ def test_imports_keep_the_rooms_apart(name):
             assert node.level == 0
             imported.add(node.module.split(".")[0])
     ours = {"data": set(), "metrics": {"data"}}.get(name, {"data", "metrics"})
-    assert imported - set(sys.stdlib_module_names) <= ours | {"torch", "torchvision", "numpy", "scipy", "PIL"}
-
-
-def test_readmes_parts_need_what_it_says():
-    """Each row of its table of parts to copy: the names that its functions and classes use and do not bring themselves."""
-    table = (ROOT / "README.md").read_text().split("| you want | take | it needs |")[1].split("\n\n")[0]
-    attention, rows = [], re.findall(r"^\|[^|]*\| `(\w+)\.py`: (.*) \| (.*) \|$", table, re.MULTILINE)
-    assert len(rows) == 8
-    for script, take, needs in rows:
-        names = {*re.findall(r"`(\w+)`", take), *(attention if take.startswith(("these", "the same four")) else [])}
-        attention = attention or (names if "filterbank" in names else [])
-        source = (ROOT / f"{script}.py").read_text()
-        nodes = [node for node in ast.parse(source).body if getattr(node, "name", None) in names]
-        assert {node.name for node in nodes} == names
-        tables = [symtable.symtable(ast.unparse(node), script, "exec") for node in nodes]
-        used = set()
-        for scope in tables:  # and the scopes within, as they are found
-            tables += scope.get_children()
-            outer = scope.get_type() == "module"
-            used |= {name.get_name() for name in scope.get_symbols()
-                     if name.is_global() or (outer and name.is_referenced() and not name.is_assigned())}
-        assert used - names - set(dir(builtins)) == set(re.findall(r"`(\w+)`", needs)), take
+    packages = {"torch", "torchvision", "numpy", "scipy", "PIL"}
+    assert imported - set(sys.stdlib_module_names) <= ours | packages
+    used = {node.attr for node in ast.walk(tree_of(name)) if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name) and node.value.id == "metrics"}
+    assert name == "metrics" or len(used) <= 6 + 2 * (name == "dcgan"), used  # dcgan explores too
 
 
 def test_imports_do_nothing_visible(tmp_path):
-    """No output, warnings, seeds, files, parsing or CUDA context; in a folder of their own, with data and metrics alone."""
+    """No output, seeds, files, settings or CUDA context."""
     for name in (*SCRIPTS, "data", "metrics"):
         shutil.copy(ROOT / f"{name}.py", tmp_path)
     code = f"""
 import random, numpy, torch
-states = lambda: (random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist(), torch.initial_seed())
+states = lambda: (random.getstate(), str(numpy.random.get_state()), torch.initial_seed(),
+                  torch.get_rng_state().tolist(), torch.get_num_threads(), torch.is_grad_enabled())
 before = states()
 import {", ".join(SCRIPTS)}, data, metrics
-assert states() == before and not torch.cuda.is_initialized() and torch.is_grad_enabled()
+assert states() == before and not torch.cuda.is_initialized()
 assert torch.get_default_dtype() == torch.float32
 """
     files = sorted(tmp_path.iterdir())
     command = [sys.executable, "-B", "-c", code, "--nonsense"]
-    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert sorted(tmp_path.iterdir()) == files
 
 
-# Flags --------------------------------------------------------------------------------------------------------------
+# ---- flags ---------------------------------------------------------------------------------------
 
 
-def flags_of(script, monkeypatch):
-    """{flag: argparse's action} of a script."""
+def actions_of(script, monkeypatch):
+    """{dest: argparse's action} of a script."""
     parsers = []
 
     def stop(parser, *rest):
@@ -197,145 +176,118 @@ def flags_of(script, monkeypatch):
         raise InterruptedError
 
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(metrics.Parser, "parse_args", stop)
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
         importlib.import_module(script).parse_args([])
     (parser,) = parsers
     assert not parser.allow_abbrev
-    return {action.option_strings[-1]: action for action in parser._actions if action.dest != "help"}
+    return {action.dest: action for action in parser._actions if action.dest != "help"}
 
 
-@every_script
-def test_common_flags_mean_the_same(script, monkeypatch):
-    """In name, type and default, and where it can be in every word of the help."""
-    flags = flags_of(script, monkeypatch)
-    asked = {  # type, default, help; None: the script's own
-        "--dataset": (str, "digits", f"{', '.join(data.DATASETS)}, or a folder of images"),
-        "--data-dir": (str, "data", "where data sets lie, and are downloaded to"),
-        "--size": (metrics.count, None, "side of the images in pixels; the data set's own if not given"),
-        "--out": (str, None, "the run's folder; runs/.* if not given"),
-        "--resume": (str, None, "go on with this run"),
-        "--sample": (metrics.count, None, "only draw N images of the run given by --resume, into --out"),
-        "--seed": (metrics.seed, 0, "of weights, batches and latents"),
-        "--device": (str, "cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, cuda:1, ..."),
-        "--epochs": (metrics.count, ..., "times through the data.*"),
-        "--iters": (metrics.count, None, "stop after this many updates(, .*)?; takes the place of --epochs"),
-        "--batch-size": (metrics.count, ..., ".*"),
-        "--log-every": (metrics.count, 50, "updates between two printed lines"),
-        "--sample-every": (metrics.count, ..., "updates between two grids, each with .*checkpoint"),
-        "--compile": (None, False, "torch.compile .*"),
-        "--amp": (None, None, "bfloat16 autocast; where the device is fast at it if not given"),
-    }
-    rates = {"vae": {"--lr"}, "dcrw": {"--lr"}}.get(script, {"--lr-g", "--lr-d"})
-    asked |= {rate: (metrics.rate, ..., "(Adam's )?rate.*") for rate in rates}
-    if script in CONDITIONAL:
-        asked["--conditional"] = (None, False, ".* labels?(, .*)?")
-    if script in RECURRENT:
-        asked["--steps"] = (metrics.count, ..., "T, the drawing steps; .*")
-    for name, (kind, default, text) in asked.items():
-        flag = flags.pop(name) if kind else flags.pop(f"--no-{name[2:]}")
-        assert flag.dest == name[2:].replace("-", "_") and (flag.type or str) == (kind or str), name
-        assert default is ... or flag.default == default, name
-        assert re.fullmatch(text, flag.help) or text == flag.help, name
-        assert (flag.nargs == 0) == (kind is None), name
-    assert not {"--lr", "--lr-g", "--lr-d", "--conditional", "--steps"} & flags.keys()
+def test_common_flags_are_the_same_in_every_script(monkeypatch):
+    """In spelling, type, default and help, but where a default is the paper's."""
+    own = {"epochs", "batch_size", "lr_g", "lr_d", "steps", "sample_every", "out", "conditional"}
+    every = {script: actions_of(script, monkeypatch) for script in SCRIPTS}
+    common = set.intersection(*(set(flags) for flags in every.values()))
+    names = ("dataset data_dir size out resume sample seed device epochs iters batch_size "
+             "log_every sample_every compile amp graph")
+    assert common >= set(names.split())
+    for flags in every.values():
+        for dest, action in flags.items():
+            assert action.help and len(action.help) < 200, dest
+            for other in (other[dest] for other in every.values() if dest in other):
+                assert action.option_strings == other.option_strings, dest
+                if dest in common - own:
+                    assert (action.type, action.default) == (other.type, other.default), dest
+                    assert action.help == other.help or dest in ("iters", "compile"), dest
+    for script in SCRIPTS:
+        assert ("steps" in every[script]) == (script in RECURRENT)
+        assert ("conditional" in every[script]) == (script in CONDITIONAL)
 
 
 @every_script
 def test_every_flag_is_read(script, monkeypatch):
     """As args.NAME, outside the function that makes the flags."""
-    functions = [node for node in tree_of(script).body if getattr(node, "name", None) != "parse_args"]
+    functions = [node for node in tree_of(script).body if getattr(node, "name", "") != "parse_args"]
+    functions += tree_of("metrics").body + tree_of("data").body
     read = {node.attr for function in functions for node in ast.walk(function)
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and getattr(node.value, "id", "") == "args"}
-    read |= {"resume", "out"} & {node.attr for node in ast.walk(tree_of("metrics")) if isinstance(node, ast.Attribute)}
-    assert {flag.dest for flag in flags_of(script, monkeypatch).values()} <= read
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+            and getattr(node.value, "id", "") == "args"}
+    read |= {node.args[1].value for function in functions for node in ast.walk(function)
+             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr"
+             and isinstance(node.args[1], ast.Constant)}
+    assert set(actions_of(script, monkeypatch)) <= read
 
 
 @every_script
-def test_help_shows_the_defaults(script, monkeypatch, capsys):
-    """The formatter's defaults, none typed, and those typed for want of a fixed one are true."""
-    main, flags = importlib.import_module(script), flags_of(script, monkeypatch)
+def test_help(script, capsys):
     with pytest.raises(SystemExit) as stop:
-        main.main(["--help"])
+        importlib.import_module(script).main(["--help"])
     out, err = capsys.readouterr()
-    assert stop.value.code == 0 and err == ""
-    shown = " ".join(out.split())
-    for name, flag in flags.items():
-        assert flag.help and "(default" not in flag.help, name
-        assert flag.default is None or f"(default: {flag.default})" in shown, name
-        computed = getattr(main.parse_args(["--dataset", "mnist"]), flag.dest)
-        if flag.default is None and computed is not None and (flag.dest != "lr_d" or script != "dcgan") and name != "--size":
-            numbers = [float(number) for number in re.findall(r"\d+(?:e-?\d+)?", flag.help)]
-            assert computed in numbers and "if not given" in flag.help, name
-            for dataset in ("digits", "cifar10"):
-                assert getattr(main.parse_args(["--dataset", dataset]), flag.dest) in numbers, name
+    assert stop.value.code == 0 and err == "" and "[digits]" in out
 
 
 @every_script
 @pytest.mark.parametrize("argv", [
-    "--iter 5", "--datase digits", "--nonsense", "5", "--iters", "--iters 0", "--iters 1.5", "--size -8", "--epochs none", "--seed x",
-    "--batch-size 0", "--log-every 0", "--sample-every 0", "--seed 99999999999999999999", "--sample 4", "--amp=yes",
-])  # fmt: skip
+    "--iter 5", "--datase digits", "--nonsense", "5", "--iters", "--iters 0", "--iters 1.5",
+    "--size -8", "--epochs none", "--seed x", "--batch-size 0", "--log-every 0",
+    "--sample-every 0", "--sample 4", "--lr 0", "--lr nan", "--lr inf", "--lr -1", "--steps 0",
+])
 def test_wrong_flags_are_refused(script, argv):
+    if argv.startswith("--lr ") and script not in ("dcrw", "vae"):
+        argv = argv.replace("--lr", "--lr-g")
     assert argv.split()[0].split("=")[0] in refused(script, *argv.split())
 
 
-@pytest.mark.parametrize("script, argv", [(script, "--steps 0") for script in RECURRENT]
-    + [(script, "--batch-size 1") for script in ("gran", "de_gan", "dcgan")]
-    + [(script, f"--lr {rate}") for script in ("dcrw", "vae") for rate in ("0", "nan", "inf", "-1", "fast")]
-    + [(script, f"--lr-{net} {rate}") for script in ("gran", "draw_gan", "de_gan", "dcgan") for net in "gd" for rate in (0, "nan")]
-)  # fmt: skip
-def test_numbers_that_do_not_serve_are_refused(script, argv):
-    assert argv.split()[0] in refused(script, *argv.split())
-
-
-# Runs ---------------------------------------------------------------------------------------------------------------
+# ---- runs ----------------------------------------------------------------------------------------
 
 
 @every_script
 def test_a_run_leaves_its_folder(script, pictures, tmp_path):
-    """args.json, log.csv, a grid every --sample-every updates, for recurrent models a film; a checkpoint of plain values."""
+    """args.json, log.csv, losses.png, grids, films; a checkpoint of plain values."""
     run = tmp_path / "run"
-    train(script, pictures, run, "--log-every", "2", "--sample-every", "3", iters=5)
+    train(script, pictures, run, "--log-every", 3, "--sample-every", 4, iters=5)
     kept = torch.load(run / "checkpoint.pt", weights_only=True)
     assert kept["script"] == script and kept["step"] == 5 and kept["args"]["batch_size"] == 6
+    assert kept["classes"] == ["a", "b"] and kept["digest"]
     assert kept["args"] == json.loads((run / "args.json").read_text())
-    assert [int(row["step"]) for row in table(run / "log.csv")] == [2, 3, 4, 5]
-    assert sorted(path.name for path in (run / "samples").iterdir()) == ["000003.png", "000005.png"]
+    assert [row["step"] for row in table(run / "log.csv")] == ["1", "3", "4", "5"]
+    grids = sorted(path.name for path in (run / "samples").iterdir())
+    assert grids == ["000004.png", "000005.png"]
     side = 8 if "--size" in SMALL[script] else 28
     with Image.open(run / "samples/000005.png") as grid:
-        assert grid.height == 8 * (side + 2) + 2 + 16 * (script == "vae")  # 8 rows, 2 pixels between; VAE's has a title
-    assert not list(run.glob("*.part"))
+        assert grid.height >= 8 * (side + 2) + 2  # 8 rows, 2 pixels between them
+    assert (run / "losses.png").is_file() and not list(run.glob("*.part"))
     if script in RECURRENT:
         with Image.open(run / "steps.gif") as film:
             assert film.n_frames == 3
-        with Image.open(run / "steps.png") as strip:
-            assert strip.width in (3 * (side + 2) + 2, 3 * (3 * side + 2))  # a column per step; DRAW's are threefold
+        assert (run / "steps.png").is_file()
 
 
 CASES = [
-    ("gran", ""), ("gran", "--tie --noise per-step"), ("draw_gan", ""), ("draw_gan", "--objective draw-gan"),
-    ("draw_gan", "--objective draw-gan --no-attention --likeness pixel"), ("dcrw", ""), ("dcrw", "--read none"),
-    ("dcgan", "--conditional"), ("dcgan", "--objective wgan"), ("dcgan", "--arch dense --conditional"),
-    ("vae", ""), ("vae", "--objective dvae"), ("vae", "--objective info"), ("vae", "--objective aae --conditional"),
-    ("de_gan", ""),
-]  # fmt: skip
+    ("gran", ""), ("gran", "--tie --noise per-step --ema 0"), ("draw_gan", ""),
+    ("draw_gan", "--objective draw-gan"), ("draw_gan", "--objective draw-gan --no-attention"),
+    ("dcrw", ""), ("dcrw", "--read none"), ("dcgan", "--conditional --decay 0"),
+    ("dcgan", "--objective wgan"), ("dcgan", "--arch dense --conditional"), ("vae", ""),
+    ("vae", "--objective dvae"), ("vae", "--objective info"),
+    ("vae", "--objective aae --conditional"), ("de_gan", ""),
+    ("de_gan", "--noise decoder-encoder --vae-iters 2 --conditional"),
+]
 
 
 @pytest.mark.parametrize("script, more", CASES)
 def test_resume_is_exact(script, more, pictures, tmp_path, monkeypatch):
-    """6 updates = 4 + resume + 2 = 4 + Ctrl-C + resume + 2, bit for bit: weights, optimisers, log, pictures."""
+    """6 updates = 4 + resume + 2 = 4 + Ctrl-C + resume + 2, bit for bit: weights, log, pictures."""
     more = [*more.split(), "--log-every", "2"]
     train(script, pictures, tmp_path / "whole", *more, iters=6)
     whole = contents(tmp_path / "whole")
 
     train(script, pictures, tmp_path / "parts", *more, iters=4)
     with open(tmp_path / "parts/log.csv", "a") as log:
-        log.write("5,of,a,run,killed,before,its,checkpoint\n")
+        log.write("5" + ",0.5" * 3 + "\n")  # of a run killed before its next checkpoint
     assert call(script, "--resume", tmp_path / "parts", "--iters", 6)[0] == 0
     parts = contents(tmp_path / "parts")
-    assert parts["log.csv"].pop(1)["step"] == "4"  # as the row of an end it may tell more
-    assert [row["step"] for row in parts["log.csv"]] == ["2", "6"] and parts["log.csv"][1] == whole["log.csv"][2]
-    for file in ("checkpoint.pt", "args.json", "samples/000006.png"):
+    assert [row["step"] for row in parts["log.csv"]] == ["1", "2", "4", "6"]
+    for file in ("checkpoint.pt", "args.json", "samples/000006.png", "log.csv"):
         assert same(parts[file], whole[file]), file
 
     serve = data.batches
@@ -348,126 +300,146 @@ def test_resume_is_exact(script, more, pictures, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(data, "batches", ctrl_c)
-        common = ["--dataset", pictures, "--data-dir", pictures.parent, "--out", tmp_path / "stopped", "--device", "cpu"]
-        status, out, err = call(script, *common, "--batch-size", 6, "--iters", 6, *SMALL[script], *more)
-    assert status == 130 and err.count("\n") == err.count("warning:")
-    said = f"go on with: python {script}.py --resume {tmp_path / 'stopped'}"
-    assert out.splitlines()[-1].endswith(said) and metrics.load_checkpoint(tmp_path / "stopped")["step"] == 4
-    assert call(script, "--resume", tmp_path / "stopped")[0] == 0  # just what it said
-
-    stopped = contents(tmp_path / "stopped")
-    assert stopped.keys() == whole.keys()
-    assert not [file for file in whole if not same(whole[file], stopped[file])]
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_run_that_is_stopped_as_it_ends_is_whole(script, pictures, tmp_path, monkeypatch):
-    """A Ctrl-C in the last update comes too late; a run killed once its last checkpoint stands lacks nothing."""
-    more = ["--z-dim", "2"] if script == "vae" else []  # it has maps of its plane then
-    train(script, pictures, tmp_path / "whole", *more)
-    whole, serve, save = contents(tmp_path / "whole"), data.batches, metrics.save_run
-
-    def ctrl_c(*args, **options):
-        for step, batch in enumerate(serve(*args, **options), 1):
-            if step == 2:
-                signal.raise_signal(signal.SIGINT)
-            yield batch
-
-    def killed(folder, name, args, step, *parts):
-        save(folder, name, args, step, *parts)
-        if step == 2:
-            raise OSError("killed")
-
-    for name, place, instead in (("stopped", (data, "batches"), ctrl_c), ("killed", (metrics, "save_run"), killed)):
-        with monkeypatch.context() as patch:
-            patch.setattr(*place, instead)
-            common = ["--dataset", pictures, "--data-dir", pictures.parent, "--out", tmp_path / name, "--device", "cpu"]
-            status, _, err = call(script, *common, "--batch-size", 6, "--iters", 2, *SMALL[script], *more)
-        assert (status, "killed" in err) == ((2, True) if name == "killed" else (0, False)), err
-        ended = contents(tmp_path / name)
-        assert ended.keys() == whole.keys() and not [file for file in whole if not same(whole[file], ended[file])]
+        stopped = flags(script, pictures, tmp_path / "stop ped")
+        status, out, err = call(script, *stopped, "--iters", 6, *more)
+    assert status == 130 and not err
+    said = f"resume with: python {script}.py --resume '{tmp_path / 'stop ped'}'"  # for a shell
+    assert out.splitlines()[-1].endswith(said)
+    assert metrics.load_checkpoint(tmp_path / "stop ped")["step"] == 4
+    assert call(script, "--resume", tmp_path / "stop ped")[0] == 0
+    stopped = contents(tmp_path / "stop ped")
+    assert [file for file in whole if not same(whole[file], stopped[file])] == []
 
 
-@pytest.mark.parametrize("script, more", [("gran", ""), ("draw_gan", "--objective draw-gan"), ("dcrw", ""), ("dcgan", ""),
-                                          ("dcgan", "--objective wgan"), ("vae", "--objective aae"),
-                                          ("de_gan", "--noise decoder-encoder --vae-iters 1")])
-def test_compiled_training_is_the_same_and_pictures_are_drawn_by_the_plain_nets(script, more, pictures, tmp_path, monkeypatch):
-    """--compile up to the code generator: traced forwards and backwards, one mark an update, samples without a graph.
+@pytest.mark.parametrize("script", ["gran", "draw_gan", "dcrw", "dcgan", "vae"])
+def test_what_may_change_on_resume_is_said(script, pictures, tmp_path):
+    train(script, pictures, tmp_path / "run")
+    moved = shutil.copytree(pictures, tmp_path / "moved")
+    rate = "--lr" if script in ("dcrw", "vae") else "--lr-g"
+    status, out, err = call(script, "--resume", tmp_path / "run", "--iters", 3, "--dataset", moved,
+                            rate, 0.5, "--batch-size", 4)
+    assert status == 0, err
+    for text in (f"--dataset {moved} in place of {pictures}", f"{rate} 0.5", "--batch-size 4"):
+        assert text in out
+    assert metrics.load_checkpoint(tmp_path / "run")["args"]["batch_size"] == 4
 
-    Rounding apart, since Adam's first steps are as long where a gradient is nearly nought: 1 in 1,000 weights may differ.
-    """
-    more = [*more.split(), "--no-amp"]
+
+def test_a_small_folder_trains_long_enough(pictures, tmp_path):
+    """Batches of a quarter of the images at most, 3,000 updates, a first grid at update 100."""
+    argv = flags("vae", pictures, tmp_path / "run")
+    argv = [arg for arg in argv if arg not in ("--batch-size", 6)]
+    status, _, err = call("vae", *argv, "--iters", 101, "--sample-every", 1000)
+    assert status == 0, err
+    assert metrics.load_checkpoint(tmp_path / "run")["args"]["batch_size"] == 36 // 4
+    assert (tmp_path / "run/samples/000100.png").is_file()
+    args = argparse.Namespace(train_images=36, batch_size=9, epochs=None, iters=None)
+    assert data.planned_updates(args, epochs=15) == 3000
+    args.epochs = 2
+    assert data.planned_updates(args, epochs=15) == 8
+
+
+def test_captured_updates_are_the_plain_ones():
+    """Running sums in one tensor, which zero_() starts again."""
+    served = iter([torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([3.0])])
+    updates = data.captured(lambda x: torch.cat([x, x * x]), served, graph=False)
+    sums = next(updates)
+    assert sums.tolist() == [1, 1] and next(updates) is sums and sums.tolist() == [3, 5]
+    sums.zero_()
+    assert next(updates).tolist() == [3, 9]
+
+
+@pytest.mark.parametrize("script, more", [("gran", ""), ("draw_gan", "--objective draw-gan"),
+                                          ("vae", "--objective aae")])
+def test_compiled_training_is_the_same(script, more, pictures, tmp_path, monkeypatch):
+    """--compile, up to the code generator; rounding apart: 1 in 1,000 weights may differ."""
+    more, compile_ = [*more.split(), "--no-amp"], torch.compile
     plain = train(script, pictures, tmp_path / "plain", *more, iters=3)
-    compile_, draw, seen = torch.compile, importlib.import_module(script).sample, {"compiled": 0, "marks": 0, "samples": 0}
-
-    def count(name):
-        seen[name] += 1
-
-    def traced(net, mode):
-        count("compiled")
-        return compile_(net, backend="aot_eager")
-
-    def sample(nets, *args, **options):
-        count("samples")
-        assert not [part for net in nets.values() for part in net.modules() if isinstance(part, torch._dynamo.OptimizedModule)]
-        return draw(nets, *args, **options)
-
-    monkeypatch.setattr(torch, "compile", traced)
-    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: count("marks"))
-    monkeypatch.setattr(importlib.import_module(script), "sample", sample)
+    monkeypatch.setattr(torch, "compile", lambda net: compile_(net, backend="aot_eager"))
     fast = train(script, pictures, tmp_path / "fast", *more, "--compile", iters=3)
-    assert seen == {"compiled": len(plain["nets"]), "marks": 3, "samples": seen["samples"]}
-    assert script in ("gran", "dcrw") or seen["samples"]  # these two draw through `canvases`
     for name, state in plain["nets"].items():
         for key, value in state.items():
-            far = ~torch.isclose(fast["nets"][name][key].float(), value.float(), rtol=1e-3, atol=1e-5)
-            assert far.float().mean() <= 1e-3, (name, key)
+            found, value = fast["nets"][name][key].float(), value.float()
+            close = torch.isclose(found, value, rtol=1e-3, atol=1e-5)
+            assert close.float().mean() > 0.999, (name, key)
 
 
 @every_script
-def test_a_script_copied_alone_trains_draws_and_is_measured(script, pictures, tmp_path, monkeypatch):
+def test_a_script_copied_alone_trains_and_is_measured(script, pictures, tmp_path, monkeypatch):
     for name in (script, "data", "metrics"):
         shutil.copy(ROOT / f"{name}.py", tmp_path)
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *(path for path in sys.path if Path(path).resolve() != ROOT)])
+    elsewhere = [path for path in sys.path if Path(path).resolve() != ROOT]
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *elsewhere])
     monkeypatch.chdir(tmp_path)
     assert Path(importlib.import_module(script).__file__).parent == tmp_path
     for out, seed in (("a", "0"), ("b", "1")):
         train(script, pictures, out, "--data-dir", "data", "--seed", seed)
-    assert call(script, "--resume", "a", "--sample", "4", "--out", "drawn")[0] == 0
-    assert len(list((tmp_path / "drawn").glob("*.png"))) == 4
-    for out, seed in (("same", "0"), ("others", "7")):  # another seed, other samples
-        assert call(script, "--resume", "a", "--sample", "4", "--seed", seed, "--out", out)[0] == 0
-        assert (contents(tmp_path / out) == contents(tmp_path / "drawn")) == (out == "same")
-    measures = ["--features", "pixels", "--k", 1, "--device", "cpu", "--json", "eval.json"]
-    status, _, err = call("metrics", "eval", "a", "drawn", *measures, "--dataset", pictures)
+    for out, seed in (("drawn", "0"), ("same", "0"), ("others", "7")):
+        argv = ["--resume", "a", "--sample", "24", "--seed", seed, "--out", out]
+        assert call(script, *argv)[0] == 0
+    assert len(list(Path("drawn").rglob("*.png"))) == 24
+    assert contents(Path("same")) == contents(Path("drawn")) != contents(Path("others"))
+    argv = ["--features", "pixels", "--k", 1, "--device", "cpu", "--json", "eval.json"]
+    status, _, err = call("metrics", "eval", "a", "drawn", *argv, "--dataset", pictures)
     assert status == 0, err
-    assert [row["name"] for row in json.loads(Path("eval.json").read_text())["rows"]] == ["real test images", "a", "drawn"]
+    names = [row["name"] for row in json.loads(Path("eval.json").read_text())["rows"]]
+    assert names[-2:] == ["a", "drawn"]
     status, out, err = call("metrics", "gam", "a", "b", "--n", 6, "--device", "cpu")
     if script in ("gran", "de_gan", "dcgan"):
-        assert status == 0 and re.search(r"wins: .*\ba \d", out)
+        assert status == 0, err
     else:  # no discriminator of images, so no battle
-        assert status == 2 and "has a discriminator" in err.splitlines()[-1]
+        assert status == 2 and "discriminator" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("script", ["dcgan", "vae"])
+def test_samples_lie_in_folders_of_their_classes(script, pictures, tmp_path):
+    train(script, pictures, tmp_path / "run", "--conditional")
+    argv = ["--resume", tmp_path / "run", "--sample", 5]
+    assert call(script, *argv, "--out", tmp_path / "all")[0] == 0
+    counts = {place.name: len(list(place.iterdir())) for place in (tmp_path / "all").iterdir()}
+    assert counts == {"a": 3, "b": 2}
+    assert call(script, *argv, "--out", tmp_path / "one", "--classes", "b")[0] == 0
+    assert [place.name for place in (tmp_path / "one").iterdir()] == ["b"]
+    said = refused(script, *argv, "--out", tmp_path / "none", "--classes", "cat")
+    assert "cat" in said and "a, b" in said
 
 
 def test_two_runs_at_once_on_one_folder_of_data_both_finish(pictures, tmp_path):
-    shutil.copytree(pictures, tmp_path / "noise")  # no cache is there yet
-    flags = ["--dataset", tmp_path / "noise", "--data-dir", tmp_path, "--device", "cpu", "--batch-size", "6", "--iters", "3"]
-    code = f"""
-import os, sys, torch, vae
-torch.set_num_threads(1)  # so that a fork is sound
-child = os.fork()
-vae.main([*sys.argv[1:], "--out", {str(tmp_path)!r} + ("/a" if child else "/b")])
-assert not child or os.waitpid(child, 0)[1] == 0
-"""
-    command = [sys.executable, "-c", code, *flags, *SMALL["vae"]]
-    done = subprocess.run(list(map(str, command)), check=False, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    a, b = (contents(tmp_path / name) for name in "ab")
-    assert same(a, b) and (tmp_path / "noise-8.cache.npy").is_file() and not list(tmp_path.glob("*.part"))
+    argv = [str(arg) for arg in flags("vae", pictures, tmp_path / "run")]
+    argv[argv.index("--data-dir") + 1] = str(tmp_path)  # no cache is there yet
+    argv += ["--iters", "3"]
+    command = [sys.executable, ROOT / "vae.py", *argv, "--out"]
+    runs = [subprocess.Popen([*command, tmp_path / name], stdout=subprocess.DEVNULL)
+            for name in "ab"]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    assert same(*(metrics.load_checkpoint(tmp_path / name)["nets"] for name in "ab"))
+    assert not list(tmp_path.glob("*.part"))
 
 
-# Bad input ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("end", ["closed", "full", "SIGTERM"])
+def test_a_training_survives_its_terminal_and_saves_on_sigterm(end, pictures, tmp_path):
+    argv = [str(arg) for arg in flags("vae", pictures, tmp_path / "run")]
+    command = [sys.executable, ROOT / "vae.py", *argv, "--log-every", "1"]
+    command += ["--iters", "1000000" if end == "SIGTERM" else "200"]
+    with open("/dev/full", "w") as full:
+        run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
+                               stdout=full if end == "full" else subprocess.PIPE)
+        if end == "closed":
+            run.stdout.readline()
+            run.stdout.close()
+        elif end == "SIGTERM":
+            while "step" not in run.stdout.readline():
+                pass
+            run.send_signal(signal.SIGTERM)
+            assert "resume with" in run.stdout.read().splitlines()[-1]
+        err = run.stderr.read()
+        assert run.wait(120) == (130 if end == "SIGTERM" else 0), err
+    step = metrics.load_checkpoint(tmp_path / "run")["step"]
+    assert step >= 1 if end == "SIGTERM" else step == 200
+    assert "Traceback" not in err
+
+
+# ---- bad input -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -483,6 +455,57 @@ def trained(pictures, tmp_path_factory):
     return make
 
 
+@every_script
+def test_bad_input_is_one_line(script, pictures, trained, tmp_path):
+    run, other = trained(script), trained("vae" if script == "gran" else "gran")
+    before, new = contents(run), tmp_path / "new"
+    common = flags(script, pictures, new)
+    assert "nothing-such" in refused(script, "--dataset", "nothing-such", "--out", new)
+    assert "37" in refused(script, *common, "--batch-size", 37)
+    for device in ("nonsense", "cpu:x", "meta", "cuda:99"):
+        assert f"device {device} " in refused(script, *common, "--device", device)
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/below"):
+        assert "--out" in refused(script, *common, "--out", tmp_path / out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+    assert f"--resume {run}" in refused(script, *common, "--out", run)
+    assert "2 updates" in refused(script, "--resume", run)
+    assert "--size" in refused(script, "--resume", run, "--iters", 4, "--size", 32)
+    assert "--out" in refused(script, "--resume", run, "--iters", 4, "--out", new)
+    assert "not empty" in refused(script, "--resume", run, "--sample", 4, "--out", run)
+    for path in (pictures, tmp_path / "nowhere"):
+        assert f"{path} is not a run" in refused(script, "--resume", path)
+        assert f"{path} is not a run" in refused(script, "--resume", path, "--sample", 4)
+    assert f"is a run of {other.name}.py" in refused(script, "--resume", other, "--iters", 4)
+    assert same(contents(run), before)
+
+
+def test_a_failed_start_leaves_no_folder(tmp_path):
+    argv = ["--dataset", "nothing-such", "--out", tmp_path / "new"]
+    command = [sys.executable, ROOT / "gran.py", *argv]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+@every_script
+def test_a_folder_that_another_process_trains_in_is_left_alone(script, pictures, tmp_path):
+    """Also before its first checkpoint."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "log.csv").write_text("the other's")
+    hold = ("import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX); "
+            "print('held', flush=True); input()")
+    with subprocess.Popen([sys.executable, "-c", hold, run], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        assert "another process" in refused(script, *flags(script, pictures, run), "--iters", 1)
+        other.communicate(b"\n")
+    assert [path.name for path in run.iterdir()] == ["log.csv"]
+    assert (run / "log.csv").read_text() == "the other's"
+
+
 class Trap:
     """Unpickled, it makes a file."""
 
@@ -494,85 +517,26 @@ class Trap:
 
 
 @every_script
-def test_bad_input_is_one_line(script, pictures, trained, tmp_path):
-    run, other = trained(script), trained("vae" if script == "gran" else "gran")
-    before = contents(run)
-    common = ["--dataset", pictures, "--data-dir", pictures.parent, "--device", "cpu", "--batch-size", 6, *SMALL[script]]
-    new = tmp_path / "new"
-
-    assert "nothing-such" in refused(script, "--dataset", "nothing-such", "--out", new)
-    assert "batch size 37 does not fit 36 images" in refused(script, *common, "--batch-size", 37, "--out", new)
-    for device in ("nonsense", "cpu:x", "meta", "cuda:99"):
-        assert f"device {device} " in refused(script, *common, "--device", device, "--out", new)
-        assert f"device {device} " in refused(script, "--resume", run, "--sample", 4, "--device", device, "--out", new)
-    assert not new.exists()  # nothing is left of any of them
-    (tmp_path / "file").write_text("mine")
-    for out in ("file", "file/below"):
-        assert "--out" in refused(script, *common, "--out", tmp_path / out)
-    assert (tmp_path / "file").read_text() == "mine"
-
-    assert f"--resume {run}" in refused(script, *common, "--out", run)
-    assert "2 of 2 updates" in refused(script, "--resume", run)
-    assert "--batch-size is 6" in refused(script, "--resume", run, "--iters", 4, "--batch-size", 7)
-    assert "--out" in refused(script, "--resume", run, "--iters", 4, "--out", new)
-    assert "not its file" in refused(script, "--resume", run / "checkpoint.pt", "--iters", 4)
-    assert "not empty" in refused(script, "--resume", run, "--sample", 4, "--out", run)
-    for path in (pictures, tmp_path / "nowhere"):
-        assert f"{path} is not a run" in refused(script, "--resume", path)
-        assert f"{path} is not a run" in refused(script, "--resume", path, "--sample", 4)
-    assert "was written by" in refused(script, "--resume", other, "--iters", 4)
-    assert same(contents(run), before)
-
-
-@every_script
-def test_a_folder_that_another_run_writes_is_left_alone(script, pictures, tmp_path):
-    """Another process, before its first checkpoint."""
-    run = tmp_path / "run"
-    run.mkdir()
-    for name in ("log.csv", "args.json"):
-        (run / name).write_text("the other's")
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); input()"
-    common = ["--dataset", pictures, "--data-dir", pictures.parent, "--out", run, "--device", "cpu", "--batch-size", 6]
-    with subprocess.Popen([sys.executable, "-c", hold, run / "log.csv"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"held\n"
-        assert "written by another run" in refused(script, *common, "--iters", 1, *SMALL[script])
-        other.communicate(b"\n")
-    assert {path.name for path in run.iterdir()} <= {"log.csv", "args.json", "samples", "reconstructions"}
-    assert all((run / name).read_text() == "the other's" for name in ("log.csv", "args.json"))
-    train(script, pictures, run, iters=1)
-
-
-def test_battles_of_runs_of_one_name_and_of_other_images(trained, pictures, tmp_path, monkeypatch):
-    """Runs are told apart by their folders; images of another shape are no opponents."""
-    monkeypatch.chdir(tmp_path)
-    for place in "ab":
-        shutil.copytree(trained("gran"), Path(place, "run"))
-    status, out, _ = call("metrics", "gam", "a/run", "b/run", "--n", 6, "--device", "cpu", "--data-dir", pictures.parent, "--json", "gam.json")
-    assert status == 0 and json.loads(Path("gam.json").read_text())["wins"].keys() == {"a/run", "b/run"} and "a/run vs. b/run" in out
-    for argv, said in ((["--size", 16], "the test images are (1, 16, 16)"), (["--tolerance", "nan"], "tolerance"),
-                       (["--tolerance", "-1"], "tolerance"), (["--json", "a"], "it is a folder")):  # fmt: skip
-        status, _, err = call("metrics", "gam", "a/run", "b/run", "--n", 6, "--device", "cpu", "--data-dir", pictures.parent, *argv)
-        assert status == 2 and said in err.splitlines()[-1]
-
-
-def test_eval_by_a_classifier_where_there_are_no_classes(trained, pictures, tmp_path):
-    for path in pictures.rglob("*.png"):
-        (tmp_path / "flat").mkdir(exist_ok=True)
-        shutil.copy(path, tmp_path / "flat")
-    status, _, err = call("metrics", "eval", trained("vae"), "--dataset", tmp_path / "flat", "--data-dir", tmp_path, "--size", 8,
-                          "--features", "classifier", "--k", 1, "--device", "cpu")  # fmt: skip
-    assert status == 2 and "use --features pixels" in err.splitlines()[-1]
-
-
-@every_script
-def test_checkpoints_of_others_are_refused(script, trained, tmp_path):
+def test_damaged_and_hostile_checkpoints_are_refused(script, trained, tmp_path):
     good = torch.load(trained(script) / "checkpoint.pt", weights_only=True)
     whole = (trained(script) / "checkpoint.pt").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1  # in the middle of some weights
     trap = Trap(tmp_path / "sprung")
+
+    def with_args(**other):
+        return {**good, "args": {**good["args"], **other}}
+
     bad = [
-        b"", b"PK no zip", whole[: len(whole) // 2], good["nets"], [1, 2], trap, {**good, "args": {**good["args"], "size": trap}},
-        {**good, "args": {}}, {**good, "nets": {}}, {**good, "nets": {name: {} for name in good["nets"]}},
-    ]  # fmt: skip
+        b"", b"PK no zip", whole[: len(whole) // 2], bytes(flipped), good["nets"], [1, 2], trap,
+        with_args(size=trap), {**good, "args": {}}, {**good, "nets": {}}, {**good, "nets": None},
+        {**good, "nets": {name: {} for name in good["nets"]}}, {**good, "args": [1]},
+        {**good, "nets": {name: [] for name in good["nets"]}}, {**good, "script": 5},
+        {**good, "script": "../../etc/passwd"}, {**good, "step": "5"}, with_args(size="8"),
+        with_args(size=10**12), with_args(size=-8), with_args(size=None), with_args(channels=[1]),
+        with_args(batch_size="6"), with_args(batch_size=10**15), with_args(batch_size=-1),
+        with_args(channels=10**9),
+    ]
     for n, content in enumerate(bad):
         run = tmp_path / str(n)
         run.mkdir()
@@ -582,11 +546,13 @@ def test_checkpoints_of_others_are_refused(script, trained, tmp_path):
             torch.save(content, run / "checkpoint.pt")
         before = (run / "checkpoint.pt").read_bytes()
         for argv in (["--iters", 4], ["--sample", 4]):
-            assert str(run) in refused(script, "--resume", run, *argv)
-        assert [path.name for path in run.iterdir()] == ["checkpoint.pt"] and (run / "checkpoint.pt").read_bytes() == before
+            refused(script, "--resume", run, *argv)
+        assert [path.name for path in run.iterdir()] == ["checkpoint.pt"]
+        assert (run / "checkpoint.pt").read_bytes() == before
     assert not (tmp_path / "sprung").exists()
-    torch.save({**good, "optimisers": {}}, tmp_path / "0/checkpoint.pt")
-    assert str(tmp_path / "0") in refused(script, "--resume", tmp_path / "0", "--iters", 4)
+    for part in ({"optimisers": {}}, {"rng": {}}, {"rng": {"cpu": torch.zeros(3)}}, {"rng": None}):
+        torch.save(good | part, tmp_path / "0/checkpoint.pt")
+        assert str(tmp_path / "0") in refused(script, "--resume", tmp_path / "0", "--iters", 4)
 
 
 def test_the_trap_above_springs_where_code_is_let_run(tmp_path):
@@ -597,135 +563,67 @@ def test_the_trap_above_springs_where_code_is_let_run(tmp_path):
 
 @every_script
 def test_other_images_than_the_runs_are_refused(script, trained, tmp_path):
-    """The folder that a run was trained on holds colour images now."""
-    run = tmp_path / "run"
-    shutil.copytree(trained(script), run)
-    for i in range(12):
-        (tmp_path / "set" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (28, 28), (9 * i, 0, 250)).save(tmp_path / "set" / "ab"[i % 2] / f"{i}.png")
-    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
-    checkpoint["args"] |= {"dataset": str(tmp_path / "set"), "data_dir": str(tmp_path)}
-    torch.save(checkpoint, run / "checkpoint.pt")
+    """The data set that a run is resumed on holds colour images."""
+    run = shutil.copytree(trained(script), tmp_path / "run")
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        place = tmp_path / "set" / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        picture = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(place / f"{i}.png")
     before = contents(run)
-    assert "images of (3, " in refused(script, "--resume", run, "--iters", 4)
+    argv = ["--resume", run, "--iters", 4, "--dataset", tmp_path / "set", "--data-dir", tmp_path]
+    assert "channels" in refused(script, *argv)
     assert same(contents(run), before)
 
 
 @every_script
-@pytest.mark.parametrize("room", [0.6, 0])
-def test_a_full_disk_keeps_the_last_checkpoint(script, room, trained, tmp_path):
-    """Files may only grow to `room` times the checkpoint: a write fails half-way, as on a disk that is full."""
-    run = tmp_path / "run"
-    shutil.copytree(trained(script), run)
+def test_a_full_disk_keeps_the_last_checkpoint(script, trained, tmp_path):
+    """Files may only grow to a part of the checkpoint: a write fails half-way."""
+    run = shutil.copytree(trained(script), tmp_path / "run")
     checkpoint, log = (run / "checkpoint.pt").read_bytes(), table(run / "log.csv")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(room * len(checkpoint)), limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(0.6 * len(checkpoint)), limits[1]))
     try:
         said = refused(script, "--resume", run, "--iters", 4)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "File too large" in said and (room == 0 or f"{run}/checkpoint.pt cannot be written" in said)
-    assert (run / "checkpoint.pt").read_bytes() == checkpoint and not list(run.glob("checkpoint.pt.*"))
-    assert table(run / "log.csv")[: len(log)] == log
-    assert call(script, "--resume", run, "--iters", 4)[0] == 0  # with room again, it goes on
-
-
-def test_a_log_survives_a_full_disk(tmp_path):
-    (tmp_path / "log.csv").write_text("step,loss\n1,0.5\n2,0.25\n")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (12, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            metrics.open_log(tmp_path / "log.csv", 2, ["step", "loss"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [row["step"] for row in table(tmp_path / "log.csv")] == ["1", "2"]
+    assert "File too large" in said and f"{run} keeps its last checkpoint" in said
+    assert (run / "checkpoint.pt").read_bytes() == checkpoint
+    assert not list(run.glob("checkpoint.pt.*")) and table(run / "log.csv")[: len(log)] == log
+    assert call(script, "--resume", run, "--iters", 4)[0] == 0  # with room again, it continues
 
 
 @every_script
 def test_an_absurd_rate_stops_the_run_with_its_step(script, pictures, tmp_path):
     rates = ["--lr", "1e30"] if script in ("dcrw", "vae") else ["--lr-g", "1e30", "--lr-d", "1e30"]
-    common = ["--dataset", pictures, "--data-dir", pictures.parent, "--out", tmp_path / "run", "--device", "cpu"]
-    said = refused(script, *common, "--batch-size", 6, "--iters", 30, "--log-every", 10, *SMALL[script], *rates)
-    assert re.search(r"not finite (by|at) step \d+", said) and "lower --lr" in said
+    argv = [*flags(script, pictures, tmp_path / "run"), "--iters", 30, *rates]
+    said = refused(script, *argv)
+    assert re.search(r"not finite at update \d+", said) and "lower rates" in said
     assert not (tmp_path / "run/checkpoint.pt").exists()
 
 
 @every_script
-@pytest.mark.parametrize("every, iters", [(1, 9), (100, 9), (100, 5)])
-def test_weights_that_turn_nan_stop_the_run(script, every, iters, trained, tmp_path):
-    """By the last step of update 5, all losses finite: found before they are drawn and saved, be it at the end, or by the
-    next loss; the last good stay."""
-    run, steps = tmp_path / "run", {}
-    shutil.copytree(trained(script), run)
+def test_weights_that_turn_nan_stop_the_run(script, trained, tmp_path):
+    """In the last step of an update whose losses are all finite: they are not saved."""
+    run, steps = shutil.copytree(trained(script), tmp_path / "run"), {}
 
     def poison(optimiser, *rest):
         steps[optimiser] = steps.get(optimiser, 0) + 1
-        if steps[optimiser] >= 3 and optimiser is list(steps)[-1]:  # the third update since the resumption
+        if steps[optimiser] >= 3 and optimiser is list(steps)[-1]:
             for p in optimiser.param_groups[0]["params"]:
                 p.data.fill_(float("nan"))
 
     handle = register_optimizer_step_post_hook(poison)
     try:
-        said = refused(script, "--resume", run, "--iters", iters, "--log-every", 1, "--sample-every", every)
+        said = refused(script, "--resume", run, "--iters", 5)
     finally:
         handle.remove()
-    kept = metrics.load_checkpoint(run)
-    assert ("not finite by step 6" if (every, iters) == (100, 9) else "not finite at step 5") in said
-    assert kept["step"] == (4 if every == 1 else 2)
-    assert all(value.isfinite().all() for net in kept["nets"].values() for value in net.values())
+    assert "weight is not finite at update 5" in said
+    assert metrics.load_checkpoint(run)["step"] == 2
 
 
-def broken_files():
-    """Twenty kinds of files that are no whole image: (name, bytes)."""
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
-
-    def encoded(kind, **options):
-        file = io.BytesIO()
-        picture.save(file, kind, **options)
-        return file.getvalue()
-
-    png, jpeg = encoded("PNG"), encoded("JPEG")
-    part = b"IDAT" + zlib.compress(bytes(5000))[:20]
-    torn = png[:33] + struct.pack(">I", 20) + part + struct.pack(">I", zlib.crc32(part)) + bytes(50)  # no chunk comes next
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("a.png", png)
-    floats = io.BytesIO()
-    Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(floats, "TIFF")
-    wide = io.BytesIO()
-    Image.fromarray(np.full((8, 8), 70_000, dtype=np.int32)).save(wide, "TIFF")
-    return [
-        ("empty.png", b""), ("torn.png", torn), ("text.png", b"this is no picture"), ("page.jpg", b"<html>404</html>"),
-        ("zeros.png", bytes(5000)), ("random.webp", np.random.default_rng(1).bytes(5000)), ("zip.png", archive.getvalue()),
-        ("head.png", png[:8]), ("cut.png", png[: len(png) // 2]), ("no-data.png", png[:33] + png[-12:]),
-        ("crc.png", png[:29] + b"\0\0\0\0" + png[33:]), ("no-width.png", png[:16] + bytes(4) + png[20:]),
-        ("head.jpg", jpeg[:2]), ("cut.jpg", jpeg[:200]), ("cut.gif", encoded("GIF")[:60]), ("cut.bmp", encoded("BMP")[:300]),
-        ("cut.webp", encoded("WEBP")[:40]), ("cut.tif", encoded("TIFF")[:20]), ("floats.tif", floats.getvalue()),
-        ("wide.tif", wide.getvalue()),
-    ]  # fmt: skip
-
-
-def test_a_thousand_broken_images_of_twenty_kinds_are_left_out(pictures, tmp_path):
-    folder = tmp_path / "set"
-    folder.mkdir()
-    kinds = broken_files()
-    assert len(kinds) == 20
-    for name, content in kinds:
-        for i in range(50):
-            (folder / f"{i:02}-{name}").write_bytes(content)
-    flags = ["--dataset", folder, "--data-dir", tmp_path, "--device", "cpu", "--batch-size", 6, "--iters", 2, *SMALL["vae"]]
-    assert "none of its 1000 images can be read" in refused("vae", *flags, "--out", tmp_path / "none")
-    for path in pictures.rglob("*.png"):
-        shutil.copy(path, folder)
-    status, _, err = call("vae", *flags, "--out", tmp_path / "run")
-    assert status == 0 and err.count("\n") == 1 and "left out 1000 of 1040 files" in err
-    images, _ = data.load(str(folder), tmp_path, "all", size=8)
-    expected, _ = data.load(str(pictures), pictures.parent, "all", size=8)
-    assert sorted(image.sum().item() for image in images) == sorted(image.sum().item() for image in expected)
-
-
-# Kills --------------------------------------------------------------------------------------------------------------
+# ---- kills ---------------------------------------------------------------------------------------
 
 KILLER = """
 import contextlib, os, random, signal, sys, time
@@ -738,25 +636,26 @@ flags, out, kills = sys.argv[1:-2], Path(sys.argv[-2]), int(sys.argv[-1])
 chance, step, when = random.Random(0), 0, []
 
 def start(iters):
-    whose = ["--resume", str(out)] if (out / "checkpoint.pt").exists() else [*flags, "--out", str(out)]
+    resumed = (out / "checkpoint.pt").exists()
+    argv = ["--resume", str(out)] if resumed else [*flags, "--out", str(out)]
     child = os.fork()
     if child:
         return child
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     status = 1
     try:
-        SCRIPT.main([*whose, "--iters", str(iters)])
+        SCRIPT.main([*argv, "--iters", str(iters)])
         status = 0
     finally:
         os._exit(status)
 
 for n in range(kills):
-    child, seen, more, patience = start(10**6), set(), chance.randrange(4), time.monotonic() + 60
+    child, seen, more, patience = start(2900), set(), chance.randrange(4), time.monotonic() + 60
     while n % 4 and len(seen) <= more and time.monotonic() < patience:
         with contextlib.suppress(FileNotFoundError):
             seen.add((out / "checkpoint.pt").stat().st_mtime_ns)
         time.sleep(0.001)
-    time.sleep(chance.random() * 0.1)  # one in four dies as it starts, the others after up to three more checkpoints
+    time.sleep(chance.random() * 0.1)  # one in four dies as it starts
     assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended by itself"
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
@@ -766,7 +665,7 @@ for n in range(kills):
     else:
         assert step == 0
     when.append(f"{step}{'+' if (out / 'checkpoint.pt.part').exists() else ''}")
-print("killed at steps (+: with a checkpoint half written):", *when, flush=True)
+print("killed at (+: with a checkpoint half written):", *when, flush=True)
 for folder in (out, out.with_name("whole")):
     out = folder
     assert os.waitpid(start(step + 5), 0)[1] == 0
@@ -775,11 +674,12 @@ for folder in (out, out.with_name("whole")):
 
 @pytest.mark.parametrize("script", ["gran", "vae"])
 def test_a_run_killed_at_twenty_random_moments_ends_as_an_unbroken_one(script, pictures, tmp_path):
-    flags = ["--dataset", pictures, "--data-dir", pictures.parent, "--device", "cpu", "--batch-size", "6", *SMALL[script],
-             "--sample-every", "1"]  # fmt: skip
-    command = [sys.executable, "-c", KILLER.replace("SCRIPT", script), *flags, tmp_path / "broken", 20]
-    done = subprocess.run(list(map(str, command)), check=False, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    argv = [*flags(script, pictures, "-")[:4], *flags(script, pictures, "-")[6:]]
+    command = [sys.executable, "-c", KILLER.replace("SCRIPT", script), *argv, "--sample-every", 1,
+               tmp_path / "broken", 20]
+    done = subprocess.run(list(map(str, command)), check=False, cwd=ROOT, capture_output=True,
+                          text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     whole, broken = (contents(tmp_path / name) for name in ("whole", "broken"))
-    assert broken.keys() == whole.keys()
-    assert not [file for file in whole if not same(whole[file], broken[file])]
+    broken.pop("checkpoint.pt.part", None)
+    assert [file for file in whole if not same(whole[file], broken.get(file))] in ([], ["log.csv"])

@@ -1,0 +1,201 @@
+"""The papers' one-off figures of a trained run, and the tables of README.md and assets/RESULTS.md.
+
+    python tests/figures.py runs/gran5-mnist    nearest.png and others, into the run's folder
+    python tests/figures.py tables              collect runs/ and results/, write the tables
+
+A table is what lies between <!-- NAME --> and <!-- end -->. Its figures come from
+assets/results.json, which holds what tests/reproduce.sh measured: none is typed by hand.
+"""
+
+import csv
+import json
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+RESULTS = ROOT / "assets/results.json"
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def collect():
+    """Merge what runs/ and results/ hold into assets/results.json."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"measures": {}, "runs": {}}
+    for file in sorted((ROOT / "results").glob("*.json")):
+        found["measures"][file.stem] = json.loads(file.read_text())
+    for done in sorted((ROOT / "runs").glob("*/done")):
+        rows = list(csv.DictReader((done.parent / "log.csv").open(newline="")))
+        args = json.loads((done.parent / "args.json").read_text())
+        steps = [0, *(int(row["step"]) for row in rows)]
+        seconds = sum((b - a) * args["batch_size"] / float(row["images_per_s"])
+                      for a, b, row in zip(steps, steps[1:], rows))
+        run = {"updates": steps[-1], "minutes": round(seconds / 60, 2)}
+        if (done.parent / "bound.csv").exists():
+            *_, last = csv.DictReader((done.parent / "bound.csv").open(newline=""))
+            run |= {name: float(last[name]) for name in ("bound", "reconstruction", "kl")}
+        found["runs"][done.parent.name] = run
+    git = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True)
+    found["made"] = {"commit": git.strip(), "torch": torch.__version__.split("+")[0],
+                     "machine": f"two cores of {processor()}"}
+    RESULTS.write_text(json.dumps(found, indent=0, sort_keys=True) + "\n")
+
+
+def processor():
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"an {names[0]}" if names else platform.machine()
+
+
+def spread(values, form="{:.3g}"):
+    """mean (least to most); the value alone where there is one."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return ""
+    mean, least, most = (form.format(f(values)) for f in (lambda v: sum(v) / len(v), min, max))
+    return mean if len(values) == 1 else f"{mean} ({least} to {most})"
+
+
+def rows_of(found, result, name):
+    """The rows of that name in results RESULT-0, RESULT-1, ...; name may hold SEED."""
+    rows = []
+    for key, content in sorted(found["measures"].items()):
+        if re.fullmatch(rf"{result}-\d", key):
+            wanted = name.replace("SEED", key[-1])
+            rows += [row for row in content["rows"] if row["name"] == wanted]
+    return rows
+
+
+def runs_of(found, name):
+    return [run for key, run in sorted(found["runs"].items()) if re.fullmatch(rf"{name}-\d", key)]
+
+
+def table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+MEASURES = {  # column: value of a row of `eval`, format
+    "FID": (lambda row: row["fid"], "{:.3g}"),
+    "MMD, 1e-3": (lambda row: 1000 * row["mmd"], "{:.2g}"),
+    "kNN, min": (lambda row: row["knn"]["min"], "{:.3f}"),
+    "> 0.9, %": (lambda row: 100 * row["above_0.9"] if "above_0.9" in row else None, "{:.0f}"),
+    "as label, %": (lambda row: 100 * row["accuracy"] if "accuracy" in row else None, "{:.1f}"),
+    "rdd": (lambda row: row["rdd"]["mean"], "{:.2f}"),
+}
+
+
+def measured(found, result, models, columns=tuple(MEASURES)):
+    """A table of models {title: (name of the row, run)} by columns of MEASURES, and the minutes."""
+    rows = []
+    for title, name in models.items():
+        own = rows_of(found, result, name)
+        if own:
+            cells = [spread([MEASURES[c][0](row) for row in own], MEASURES[c][1]) for c in columns]
+            runs = runs_of(found, name.replace("-SEED", ""))
+            minutes = spread([run["minutes"] for run in runs], "{:.0f}")
+            rows.append([title, *cells, minutes])
+    return table(["", *columns, "minutes"], rows)
+
+
+def battles(found, result):
+    rows = []
+    for battle in found["measures"][f"{result}-0"]["battles"]:
+        name = f"{battle['M1']} vs. {battle['M2']}"
+        keys = ("r_test", "r_sample", "winner", "winner_overfit")
+        cells = [battle.get(key) for key in keys]
+        rows.append([name, *(f"{c:.3g}" if isinstance(c, float) else c or "" for c in cells)])
+    return table(["battle", "r_test", "r_sample", "eq. 11", "by overfitting"], rows)
+
+
+def bounds(found, models):
+    rows = []
+    for title, (name, paper) in models.items():
+        runs = runs_of(found, name)
+        if runs:
+            cells = [spread([run[key] for run in runs], "{:.1f}") for key in
+                     ("reconstruction", "kl", "bound")]
+            rows.append([title, paper, *cells, spread([run["minutes"] for run in runs], "{:.0f}")])
+    head = ["nats, 10,000 test images", "paper", "reconstruction", "KL", "bound", "minutes"]
+    return table(head, rows)
+
+
+def per_class(found, result, models, paper):
+    rows = []
+    for title, name in models.items():
+        own = rows_of(found, result, name)
+        if own:
+            classes = sorted(own[0]["rdd"]["per_class"])
+            values = [sum(row["rdd"]["per_class"][c] for row in own) / len(own) for c in classes]
+            rows.append([title, paper[title], f"{sum(values) / len(values):.2f}",
+                         f"{min(values):.2f} to {max(values):.2f}"])
+    return table(["rdd (Table VI)", "paper, mean", "mean", "least and most digit"], rows)
+
+
+REAL = {"*real test images*": "real test images"}
+GRAN = {f"GRAN{T}": f"gran{T}-SEED" for T in (1, 3, 5)}
+DRAW = {"DRAW": "draw-SEED", "DRAW-GAN": "draw-gan-SEED", "VAE": "vae-SEED", "InfoVAE": "info-SEED"}
+LABELS = {"DE-GAN": "de_gan-labels-SEED", "DCGAN": "dcgan-labels-SEED", "AAE": "aae-labels-SEED",
+          "VAE": "vae-labels-SEED", "InfoVAE": "info-labels-SEED", "GAN": "gan-labels-SEED"}
+TELUGU = {title: name.replace("-SEED", "-telugu-SEED") for title, name in DRAW.items()}
+CIFAR10 = {"DCGAN": "dcgan-cifar10-SEED", "DE-GAN": "de_gan-cifar10-SEED",
+           "VAE": "vae-cifar10-SEED"}
+PIXELS = ("FID", "MMD, 1e-3", "kNN, min", "rdd")  # where there is no classifier
+TABLES = {
+    "made": lambda f: "Commit {commit}, torch {torch}, {machine}.".format(**f["made"]),
+    "gran": lambda f: measured(f, "gran", REAL | GRAN),
+    "noise": lambda f: measured(f, "noise", {"one noise": "gran3-once-SEED",
+                                             "a noise for each step": "gran3-per-step-SEED"}),
+    "draw": lambda f: measured(f, "draw", REAL | DRAW),
+    "dcrw": lambda f: measured(f, "dcrw", REAL | {"DCRW": "dcrw-SEED"}),
+    "labels": lambda f: measured(f, "labels", REAL | LABELS),
+    "wgan": lambda f: measured(f, "wgan", {"WGAN": "wgan-labels-SEED"}),
+    "telugu": lambda f: measured(f, "telugu", REAL | TELUGU, PIXELS),
+    "cifar10": lambda f: measured(f, "cifar10", REAL | CIFAR10),
+    "table2": lambda f: battles(f, "table2"),
+    "table3": lambda f: battles(f, "table3"),
+    "table4": lambda f: battles(f, "table4"),
+    "others": lambda f: battles(f, "others"),
+    "bounds": lambda f: bounds(f, {
+        "DRAW, T = 10": ("draw", "80.97 at T = 64"), "DCRW": ("dcrw", "71.7"),
+        "DCRW, no attention in read": ("dcrw-none", "178.3")}),
+    "rdd": lambda f: per_class(f, "labels", LABELS, {
+        "DE-GAN": 1.02, "DCGAN": 0.98, "VAE": 0.80, "AAE": "", "InfoVAE": "", "GAN": ""}),
+    "readme": lambda f: readme(f),
+}
+
+
+def readme(found):
+    """One line a model: FID and MMD, means of the seeds."""
+    rows = []
+    for result, models in (("gran", REAL | GRAN), ("draw", DRAW), ("dcrw", {"DCRW": "dcrw-SEED"}),
+                           ("labels", {"DCGAN, labels": LABELS["DCGAN"],
+                                       "DE-GAN, labels": LABELS["DE-GAN"]})):
+        for title, name in models.items():
+            own = rows_of(found, result, name)
+            if own:
+                runs = runs_of(found, name.replace("-SEED", ""))
+                rows.append([title, spread([row["fid"] for row in own]),
+                             spread([1000 * row["mmd"] for row in own], "{:.2g}"),
+                             spread([run["minutes"] for run in runs], "{:.0f}")])
+    return table(["MNIST", "FID", "MMD, 1e-3", "minutes, one core"], rows)
+
+
+def fill(text, found):
+    """text with every table between <!-- NAME --> and <!-- end --> made from `found`."""
+    def made(match):
+        return f"<!-- {match[1]} -->\n{TABLES[match[1]](found)}\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?\n?<!-- end -->", made, text, flags=re.DOTALL)
+
+
+def tables():
+    collect()
+    found = json.loads(RESULTS.read_text())
+    for page in (ROOT / "README.md", ROOT / "assets/RESULTS.md"):
+        page.write_text(fill(page.read_text(), found))
