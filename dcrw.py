@@ -262,8 +262,7 @@ def parse_args(argv=None):
         help="side of the glimpse, or none: no attention in read [%(default)s, as in the paper]")
     add("--write", type=int, default=5, help="side of the patch [%(default)s, as in the paper]")
     add("--z-dim", type=int, default=10, help="length of z_t [%(default)s; paper: not given]")
-    add("--noise", choices=["per-step", "once"], default="per-step",
-        help="once: one noise for all steps, which gives Table I's L_z and is no bound")
+    add("--noise", choices=["per-step", "once"], default="per-step", help="once: Table I's L_z")
     args = parser.parse_args(argv)
     data.check_flags(parser, args)
     free = {"steps", "seed"} if args.sample else ()  # what may differ from the run's own

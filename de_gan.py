@@ -19,7 +19,6 @@ Differs from the paper:
 """
 
 import argparse
-import collections
 import copy
 import math
 from itertools import islice, pairwise
@@ -27,7 +26,7 @@ from itertools import islice, pairwise
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import save_image
 
 import data
@@ -243,8 +242,16 @@ def sample(nets, n, labels=None, generator=None, batch_size=64):
     return torch.cat(parts)[:n]
 
 
+@torch.no_grad()
 def draw_pictures(nets, args, folder, step):
     """samples/STEP.png from fixed noise: 8 rows of 8, or a column per class (up to 16 classes)."""
+    # The averaged weights have never run: measure their batch norm's averages over ten batches.
+    noise = draw_noise(nets, 10 * args.batch_size, torch.Generator().manual_seed(0))
+    norms = [m for m in nets.get("ema", nn.Module()).modules() if isinstance(m, nn.BatchNorm2d)]
+    for i, z in enumerate(noise.split(args.batch_size) if norms else (), 1):
+        for norm in norms:
+            norm.momentum = 1 / i
+        nets["ema"].train()(z)
     columns = args.classes if 1 < args.classes <= 16 else 8
     generator = torch.Generator().manual_seed(args.seed)
     images = sample(nets, 8 * columns, None, generator, args.batch_size)
@@ -260,7 +267,7 @@ GAME_LINE = ("D {:.3f} G {:.3f} hidden {:.2f} | D(x) {:.2f} D(G(z')) {:.2f}",
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser("de_gan.py", allow_abbrev=False,
+    parser = argparse.ArgumentParser("de_gan.py", usage=argparse.SUPPRESS, allow_abbrev=False,
                                      description=__doc__.split("\n\n")[0])
     add = parser.add_argument_group("data").add_argument
     add("--dataset", type=data.path, default="digits",
@@ -354,7 +361,7 @@ def complete(args):
     """Fill in what follows from the images: the number of classes and the VAE's updates."""
     args.classes = len(args.class_names) if args.conditional else 0
     if args.classes == 1:
-        raise data.InputError(f"{args.dataset} has one class only: leave --conditional out")
+        raise data.InputError(f"{args.dataset} has one class only: train without --conditional")
     if args.noise == "plain":
         args.vae_iters = 0
     elif args.vae_iters is None:
@@ -363,10 +370,7 @@ def complete(args):
 
 
 def run_updates(args, nets, optimisers, images, labels, start, total, autocast):
-    """The updates start + 1 to total; yields the running sums of the losses after each.
-
-    First the VAE's, then those of D and G; each of the two phases is one CUDA graph.
-    """
+    """Yields the running sums of losses of each update: first the VAE's, then the game's."""
     device, labels = next(nets["G"].parameters()).device, labels if args.conditional else None
     average = get_ema_multi_avg_fn(args.ema)
     weights = [list(nets[name].parameters()) for name in ("ema", "G") if args.ema]
@@ -405,34 +409,30 @@ def train(args):
         net.to(device, memory_format=torch.channels_last)
     rates = {"G": (args.lr_g, 0.5), "D": (args.lr_d, 0.5), "vae": (args.lr_vae, 0.9)}
     optimisers = {name: adam(nets[name], *rates[name]) for name in rates if name in nets}
-    opt_G, opt_D = optimisers["G"], optimisers["D"]
     start = metrics.restore_run(folder, nets, optimisers) if args.resume else 0
     planned = data.planned_updates(args, epochs=4 if args.dataset == "digits" else 25)
     total, falling = args.vae_iters + (args.iters or planned), int(args.decay * planned)
     log = metrics.open_log(folder, args, nets, start, total, VAE_LINE[1] + GAME_LINE[1])
     updates = run_updates(args, nets, optimisers, images, labels, start, total, autocast)
     every = args.sample_every or (2000 if device.type == "cuda" else 200)
-    last_D, stop = collections.deque(maxlen=10), data.stop_signals()
+    last_D, stop = [], data.stop_signals()
     for step in range(start + 1, total + 1):
         game = step - args.vae_iters  # the update of D and G; up to 0 the VAE has its turn
         share = (planned + 1 - game) / (falling + 1)  # of the learning rates
         if share < 1:
-            opt_G.param_groups[0]["lr"].fill_(args.lr_g * share)
-            opt_D.param_groups[0]["lr"].fill_(args.lr_d * share)
+            optimisers["G"].param_groups[0]["lr"].fill_(args.lr_g * share)
+            optimisers["D"].param_groups[0]["lr"].fill_(args.lr_d * share)
         sums = next(updates)
         if share < 0.5 and (planned - game) % (falling // 20 + 1) == 0:  # GAM averages over these
-            last_D.append(copy.deepcopy(nets["D"].state_dict()))
+            last_D = [*last_D, copy.deepcopy(nets["D"].state_dict())][-10:]
         ends = step == total or bool(stop)
         saves = ends or game in (0, 100) or step % every == 0
         if saves or step in (1, 10) or game in (1, 10) or step % args.log_every == 0:
             log(step, sums, *(GAME_LINE if game > 0 else VAE_LINE))
         if saves:
-            if args.ema and game > 0:  # measure batch norm's averages for the averaged weights
-                noise = draw_noise(nets, 10 * args.batch_size, torch.Generator().manual_seed(0))
-                update_bn(noise.split(args.batch_size), nets["ema"])
-            metrics.save_run(folder, "de_gan", args, step, nets, optimisers, D_snapshots=[*last_D])
             if game > 0:
                 draw_pictures(nets, args, folder, step)
+            metrics.save_run(folder, "de_gan", args, step, nets, optimisers, D_snapshots=last_D)
         if ends:
             break
     if step < total:

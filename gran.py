@@ -244,7 +244,7 @@ def parse_args(argv=None):
     add("--tie", action="store_true", help="g shares f's kernels")
     args = parser.parse_args(argv)
     data.check_flags(parser, args, may_be_0=("decay", "ema"))
-    free = {"steps", "seed"} if args.sample else ()  # what may differ from the run's own
+    free = {"steps"} if args.sample else ()  # what may differ from the run's own
     return metrics.resumed_args(parser, argv, "gran", free) if args.resume else args
 
 

@@ -20,8 +20,6 @@ import json
 import math
 import os
 import re
-import shlex
-import signal
 import sys
 import time
 import zipfile
@@ -40,8 +38,7 @@ from data import InputError
 
 # ---- Runs ----------------------------------------------------------------------------------------
 
-NOT_FINITE = ("a {} is not finite at update {}: try lower rates or --no-amp; {} keeps its last "
-              "good checkpoint")
+NOT_FINITE = "a {} is not finite at update {}: try lower rates or --no-amp; {} keeps its checkpoint"
 
 
 def save_run(folder, script, args, step, nets, optimisers, **extra):
@@ -53,29 +50,17 @@ def save_run(folder, script, args, step, nets, optimisers, **extra):
     """
     folder, args = Path(folder), json.loads(json.dumps(_kept(args), default=str))
     check_finite(folder, step, nets)
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     checkpoint = {"script": script, "args": args, "step": step, "classes": args.get("class_names"),
-                  "digest": args.get("digest"), "rng": {"cpu": torch.get_rng_state(), "cuda": []}}
-    checkpoint["nets"] = {name: net.state_dict() for name, net in nets.items()}
-    checkpoint["optimisers"] = {name: opt.state_dict() for name, opt in optimisers.items()}
-    if torch.cuda.is_initialized():
-        checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state_all()
-    part = folder / "checkpoint.pt.part"
+                  "digest": args.get("digest"), "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+                  "nets": {name: net.state_dict() for name, net in nets.items()},
+                  "optimisers": {name: opt.state_dict() for name, opt in optimisers.items()}}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
+        with data.whole_file(folder / "checkpoint.pt") as file:
             torch.save(checkpoint | extra, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, folder / "checkpoint.pt")
     except (OSError, RuntimeError) as error:  # torch hides a full disk behind a RuntimeError
-        part.unlink(missing_ok=True)
         cause = error if isinstance(error, OSError) else error.__context__ or error
         raise OSError(f"{folder} keeps its last checkpoint, a new one fails: {cause}") from error
-    draw_losses(folder)
-
-
-def draw_losses(folder):
-    """losses.png out of a run's log.csv, if it has one."""
     log = folder / "log.csv"
     rows = list(csv.DictReader(log.open(newline=""))) if log.exists() else []
     names = [name for name in (rows or [{}])[0] if name.startswith(("loss", "bound", "vae"))]
@@ -86,10 +71,10 @@ def draw_losses(folder):
 
 
 def _kept(args):
-    """args as a dict, without what only holds for one call."""
-    args = args if isinstance(args, dict) else vars(args)
+    """args as a dict, without what holds for one call only."""
     once = ("out", "resume", "sample", "draw_classes", "explore", "on")
-    return {k: v for k, v in args.items() if k not in once}
+    args = args if isinstance(args, dict) else vars(args)
+    return {name: value for name, value in args.items() if name not in once}
 
 
 def check_finite(folder, step, nets):
@@ -113,10 +98,9 @@ def load_checkpoint(path, script=None):
             if archive.testzip():
                 raise ValueError("its checksum is wrong")
         found = torch.load(file, map_location="cpu", weights_only=True)
-        kinds = {"script": str, "args": dict, "step": int, "nets": dict, "optimisers": dict}
-        for key, kind in kinds.items():
+        for key, kind in (("script", str), ("args", dict), ("step", int), ("nets", dict)):
             if not isinstance(found[key], kind):
-                raise ValueError(f"{key!r} is not a {kind.__name__}")
+                raise TypeError(f"{key!r} is not a {kind.__name__}")
     except Exception as error:  # a damaged file may raise anything
         raise InputError(f"{file} is damaged or not a checkpoint of ours ({_reason(error)}): "
                          "take a whole copy, or train again") from error
@@ -130,8 +114,8 @@ def _reason(error):
 
 
 def _misfit(path, script, error):
-    return InputError(f"{path} does not fit {script}.py ({_reason(error)}): use the version that "
-                      "wrote it")
+    reason = _reason(error)
+    return InputError(f"{path} does not fit {script}.py ({reason}): use the version that wrote it")
 
 
 def build_nets(path, checkpoint):
@@ -165,23 +149,21 @@ class Run:
     images = labels = None
 
     def __init__(self, path, device, steps=None):
-        checkpoint = load_checkpoint(path)
+        checkpoint, folder = load_checkpoint(path), Path(path).expanduser().resolve()
         self.module, self.args, self.nets = build_nets(path, checkpoint)
         self.script, self.step, self.steps = checkpoint["script"], checkpoint["step"], steps
-        self.device, folder = torch.device(device), Path(path).expanduser().resolve()
-        folder = folder if folder.is_dir() else folder.parent
-        self.name = folder.name + (f"@{steps}" if steps else "")
-        self.conditional = bool(getattr(self.args, "conditional", False))
+        self.name = (folder if folder.is_dir() else folder.parent).name + f"@{steps}" * bool(steps)
+        self.device, self.conditional = device, bool(getattr(self.args, "conditional", False))
         self.classes = getattr(self.args, "class_names", None) or []
         self.snapshots = checkpoint.get("D_snapshots") or []
         self.logits = self._logits if "D" in self.nets else None
 
     def sample(self, n, labels=None, seed=0):
         """(n, C, H, W) float32 in [0, 1], by labels int64 (n,); the same for the same seed."""
-        extra = {"steps": self.steps} if self.steps else {}
         labels = None if labels is None else labels.to(self.device)
+        more = {"steps": self.steps} if self.steps else {}
         return self.module.sample(self.nets, n, labels, torch.Generator().manual_seed(seed),
-                                  self.args.batch_size, **extra)
+                                  self.args.batch_size, **more)
 
     @torch.no_grad()
     def _logits(self, x, labels=None):
@@ -213,9 +195,9 @@ def load_run(path, device="cpu", steps=None):
 
     steps: draw a recurrent model in that many steps (GRAN, Table 4). InputError if it is no run.
     """
-    run = Run(path, device, steps)
-    if steps is not None and ("steps" not in inspect.signature(run.module.sample).parameters
-                              or steps < 1):
+    run = Run(path, torch.device(device), steps)
+    recurrent = "steps" in inspect.signature(run.module.sample).parameters
+    if steps is not None and not (recurrent and steps > 0):
         raise InputError(f"{path}@{steps}: {run.script}.py cannot draw in that many steps")
     if run.step <= (getattr(run.args, "vae_iters", None) or 0):
         raise InputError(f"{path} has only trained its VAE and has no generator yet: resume it")
@@ -238,11 +220,11 @@ def restore_run(path, nets, optimisers):
         for name, net in nets.items():
             net.load_state_dict(checkpoint["nets"][name])
         for name, optimiser in optimisers.items():
-            now = [{k: group[k] for k in ("lr", "capturable", "fused") if k in group}
+            own = [{key: group[key] for key in ("lr", "capturable", "fused") if key in group}
                    for group in optimiser.param_groups]
             optimiser.load_state_dict(checkpoint["optimisers"][name])
-            for group, own in zip(optimiser.param_groups, now):
-                group.update(own)
+            for group, kept in zip(optimiser.param_groups, own):
+                group.update(kept)
         torch.set_rng_state(checkpoint["rng"]["cpu"])
         torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"][: torch.cuda.device_count()])
     except Exception as error:
@@ -250,8 +232,8 @@ def restore_run(path, nets, optimisers):
     return checkpoint["step"]
 
 
-FREE = set("dataset data_dir device epochs iters batch_size lr lr_g lr_d lr_vae log_every "
-           "sample_every compile amp graph".split())  # what --resume may change
+FREE = {"dataset", "data_dir", "device", "epochs", "iters", "batch_size", "lr", "lr_g", "lr_d",
+        "lr_vae", "log_every", "sample_every", "compile", "amp", "graph"}  # --resume may change it
 
 
 def resumed_args(parser, argv, script, free=()):
@@ -273,17 +255,15 @@ def resumed_args(parser, argv, script, free=()):
             typed.append(f"{names[0]}={value}")
     before, args = parser.parse_args(typed), parser.parse_args(typed + argv)
     build_nets(resume, checkpoint)  # fails early: args and weights must fit
-    for name in saved.keys() & flags.keys():
-        if getattr(args, name) != getattr(before, name):
-            flag, value = f"--{name.replace('_', '-')}", getattr(args, name)
-            if name not in FREE | set(free):
+    for name, value in vars(args).items():
+        if name in saved and value != getattr(before, name):
+            flag = f"--{name.replace('_', '-')}"
+            if name not in FREE | set(free) and not (name == "seed" and args.sample):
                 parser.error(f"{flag} is {saved[name]} in {resume} and cannot change")
             data.say(f"{flag} {value} in place of {saved[name]}")
     if args.out and not args.sample:
         parser.error("--out does not go with --resume: the run continues in its own folder")
-    for name in saved.keys() - flags.keys():
-        setattr(args, name, saved[name])
-    return args
+    return argparse.Namespace(**saved | vars(args))
 
 
 def write_samples(args, steps=None):
@@ -291,7 +271,7 @@ def write_samples(args, steps=None):
 
     A conditional run draws its classes, or args.draw_classes, equally often, a folder for each.
     """
-    run = load_run(args.resume, args.device, steps)
+    run = load_run(args.resume, data.open_device(args.device), steps)
     default = Path(args.resume) / (f"drawn-{steps}-steps" if steps else "drawn")
     folder, names, labels = Path(args.out or default), [""], None
     if folder.exists() and any(folder.iterdir()):
@@ -323,39 +303,46 @@ def open_run(args, script, name):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder} cannot be made ({_reason(error)}): give another --out") from error
+        raise InputError(f"{folder} cannot be made: give another --out") from error
     atexit.register(lambda: folder.exists() and not any(folder.iterdir()) and folder.rmdir())
     with contextlib.suppress(ImportError):  # Windows has no fcntl: no lock
         import fcntl
+        if str(folder) in LOCKS:  # a training that has ended in this process
+            os.close(LOCKS.pop(str(folder)))
+        LOCKS[str(folder)] = os.open(folder, os.O_RDONLY)
         try:
-            if str(folder) in LOCKS:  # a training that has ended in this process
-                os.close(LOCKS.pop(str(folder)))
-            LOCKS[str(folder)] = os.open(folder, os.O_RDONLY)
             fcntl.flock(LOCKS[str(folder)], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"another process trains in {folder}: give another --out") from error
     if not args.resume and (folder / "checkpoint.pt").exists():
         raise InputError(f"{folder} holds a run: continue it with --resume {folder}, or give --out")
+    for left in folder.glob("checkpoint.pt.*.part"):  # of a killed process
+        left.unlink()
     return folder, device
 
 
 def open_log(folder, args, nets, start, total, columns):
     """Print the run's first line, write args.json, and cut log.csv off after update `start`.
 
-    -> log(step, sums, text, some=columns): prints text, formatted with the means of the losses since
-    the last call, and adds them to log.csv; some: their names. sums (k,) start again at 0. Raises
+    -> log(step, sums, text, some=columns): prints text, formatted with the means of the losses
+    since the last call, and adds them to log.csv; some: their names. sums (k,) start again at 0.
     FloatingPointError for a loss that is not finite; InputError if there is no update to make.
     """
     if start >= total:
         raise InputError(f"{folder} has its {start} updates: raise --iters or --epochs to continue")
     (folder / "samples").mkdir(exist_ok=True)
-    (folder / "args.json").write_text(json.dumps(_kept(args), indent=1, sort_keys=True) + "\n")
+    text = json.dumps(_kept(args), indent=1, sort_keys=True, default=str)
+    (folder / "args.json").write_text(text + "\n")
     file, names = folder / "log.csv", ["step", *columns, "images_per_s"]
     rows = list(csv.DictReader(file.open(newline=""))) if start and file.exists() else []
-    with file.open("w", newline="") as f:
-        csv.writer(f).writerow(names)
-        writer = csv.DictWriter(f, names, restval="", extrasaction="ignore")
-        writer.writerows(row for row in rows if row["step"].isdigit() and int(row["step"]) <= start)
+    rows = [row for row in rows if row["step"].isdigit() and int(row["step"]) <= start]
+
+    def write(mode, rows):
+        with file.open(mode, newline="") as opened:
+            writer = csv.DictWriter(opened, names, restval="", extrasaction="ignore")
+            writer.writerows(rows)
+
+    write("w", [dict(zip(names, names)), *rows])
     sizes = [f"{k} {sum(p.numel() for p in net.parameters()):,}" for k, net in nets.items()]
     cuda = torch.device(args.device).type == "cuda"
     card = torch.cuda.get_device_name(args.device) if cuda else "CPU"
@@ -374,10 +361,8 @@ def open_log(folder, args, nets, start, total, columns):
         left, speed = int((total - step) / rate), rate * args.batch_size
         data.say(f"step {step:6}/{total} | {text.format(*means)} | {speed:.0f} img/s | "
                  f"{left // 60}:{left % 60:02} left")
-        row = dict(zip(some, [f"{mean:.4f}" for mean in means]))
-        with file.open("a", newline="") as f:
-            row |= {"step": step, "images_per_s": f"{speed:.0f}"}
-            csv.DictWriter(f, names, restval="").writerow(row)
+        row = {name: f"{mean:.4f}" for name, mean in zip(some, means)}
+        write("a", [row | {"step": step, "images_per_s": f"{speed:.0f}"}])
         since, clock = step, time.perf_counter()
 
     return log

@@ -165,8 +165,7 @@ def build(args):
 @torch.no_grad()
 def sample(nets, n, labels=None, generator=None, batch_size=100):
     """n images (n, C, S, S) in [0, 1], by `labels` (n,) or 0, 1, 2, ... in turn if conditional."""
-    decoder = nets["decoder"]
-    device = next(decoder.parameters()).device
+    decoder, device = nets["decoder"], next(nets["decoder"].parameters()).device
     if labels is None and decoder.classes:
         labels = torch.arange(n) % decoder.classes
     parts = []
@@ -252,10 +251,9 @@ def parse_args(argv=None):
     add("--mmd-weight", type=float, default=100.0, help="info: lambda [%(default)g; paper: 1,000]")
     args = parser.parse_args(argv)
     data.check_flags(parser, args)
-    if args.resume:
-        return metrics.resumed_args(parser, argv, "vae", {"seed"} if args.sample else ())
     args.z_dim = args.z_dim or (8 if args.objective == "aae" else 20)
-    return args
+    free = {"seed"} if args.sample else ()  # what may differ from the run's own
+    return metrics.resumed_args(parser, argv, "vae", free) if args.resume else args
 
 
 def descend(optimiser, loss):
@@ -305,10 +303,20 @@ def update_aae(encoder, decoder, D_z, opt, opt_D, opt_E, x, y, autocast):
     return torch.stack([loss, loss_D, loss_E]).detach()
 
 
+def update(args, nets, optimisers, x, y, autocast):
+    """One update of args.objective -> its losses, by the names in LOGS."""
+    if args.objective == "aae":
+        return update_aae(*nets, *optimisers, x, y, autocast)
+    if args.objective == "info":
+        return update_info(*nets, *optimisers, x, y, args.mmd_weight, autocast)
+    seen = corrupt(x, args.corrupt) if args.objective == "dvae" else x
+    return update_vae(*nets, *optimisers, x, seen, y, autocast)
+
+
 def train(args):
     folder, device = metrics.open_run(args, "vae", args.objective)
     images, labels = data.training_set(args, batch_size=100)
-    args.classes = len(args.class_names) if args.conditional else 0
+    args.classes = len(args.class_names) * args.conditional
     if args.classes == 1:
         raise data.InputError(f"{args.dataset} has only one class: train without --conditional")
     tests, test_labels = data.load(args.dataset, args.data_dir, split="test", size=args.size)
@@ -326,17 +334,11 @@ def train(args):
         optimisers[name] = torch.optim.Adam(nets[name].parameters(), args.lr / 2, betas, **fast)
     start = metrics.restore_run(folder, nets, optimisers) if args.resume else 0
     total = args.iters or data.planned_updates(args, epochs=5 if args.dataset == "digits" else 20)
-    columns, text = LOGS[args.objective]
-    log = metrics.open_log(folder, args, nets, start, total, columns)
+    log = metrics.open_log(folder, args, nets, start, total, LOGS[args.objective][0])
     parts = [torch.compile(net) if args.compile else net for net in nets.values()]  # nets: plain
 
     def one_update(x, y=None):
-        if args.objective == "aae":
-            return update_aae(*parts, *optimisers.values(), x, y, autocast)
-        if args.objective == "info":
-            return update_info(*parts, *optimisers.values(), x, y, args.mmd_weight, autocast)
-        seen = corrupt(x, args.corrupt) if args.objective == "dvae" else x
-        return update_vae(*parts, *optimisers.values(), x, seen, y, autocast)
+        return update(args, parts, optimisers.values(), x, y, autocast)
 
     batches = data.batches(images, args.batch_size, device, args.seed, start, labels)
     updates = data.captured(one_update, batches, args.graph and device.type == "cuda")
@@ -347,7 +349,7 @@ def train(args):
         ends = step == total or bool(stop)
         saves = ends or step == 100 or step % every == 0
         if saves or step in (1, 10) or step % args.log_every == 0:
-            log(step, sums, text)
+            log(step, sums, LOGS[args.objective][1])
         if saves:
             draw_pictures(nets, args, tests, test_labels, folder, step)
             metrics.save_run(folder, "vae", args, step, nets, optimisers)

@@ -1,12 +1,11 @@
-"""Seconds to draw 60,000 digits; and batches a second on MNIST beside a DataLoader with two workers, in turn in one run.
+"""Seconds to draw 60,000 digits; and batches a second on MNIST against a DataLoader of two workers.
 
     python tests/bench_data.py [--data-dir data] [--device cpu]
-    python tests/bench_data.py --likeness         how near the drawn digits are to MNIST's, instead; 15 minutes on a core
+    python tests/bench_data.py --likeness      how near the drawn digits are to MNIST's; 15 minutes
 
-Both give float32 batches of 100 in [0, 1], shuffled, on the device. Each is timed five times over, one after the other,
-and the median counts: what else the machine does meets both. Of the drawing the seconds of all cores together count
-too, which do not depend on what else the machine does. Exit status 1 when ours is not 20 times as fast, or when drawing
-takes the cores 30 seconds or more.
+Both give float32 batches of 100 in [0, 1], shuffled, on the device; each is timed five times in
+turn, and the median counts. Exit status 1 when ours is not 20 times as fast, or when drawing takes
+all cores together 30 seconds or more.
 """
 
 import argparse
@@ -28,7 +27,7 @@ GOAL_DRAWN = 30
 
 
 def rate(stream, count, device):
-    """Batches a second of the next `count` of `stream`, the first, which starts workers or an epoch, left out."""
+    """Batches a second of the next `count` of `stream`, without the first, which starts workers."""
     next(stream)
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -41,18 +40,21 @@ def rate(stream, count, device):
 
 
 def likeness(data_dir, device):
-    """What a net taught on drawn digits alone reads of MNIST's test images, and how both sets spread."""
-    (digits, labels), (mnist, mnist_labels) = data.load("digits", data_dir), data.load("mnist", data_dir)
+    """What a net taught on drawn digits alone reads of MNIST's test images; how both sets spread."""
+    digits, labels = data.load("digits", data_dir)
+    mnist, mnist_labels = data.load("mnist", data_dir)
     net = metrics.train_classifier(digits, labels, epochs=1, device=device)
-    print(f"MNIST's test images read right: {metrics.test_accuracy(net, *data.load('mnist', data_dir, 'test')):.2%}, goal 90 %")
+    right = metrics.test_accuracy(net, *data.load("mnist", data_dir, "test"))
+    print(f"MNIST's test images read right: {right:.2%}, goal 90 %")
     ratios = metrics.rdd(digits, mnist, labels, mnist_labels)["per_class"].values()
     print("rdd per digit, goal 0.8 to 1.25:", " ".join(f"{ratio:.2f}" for ratio in ratios))
     ours, theirs = (metrics.intrinsic_dimension(x.to(device)) for x in (digits, mnist))
-    print(f"intrinsic dimension, k = 20, n = {len(digits)}: {ours:.2f}, MNIST's {theirs:.2f}, goal at most 3 apart")
+    print(f"intrinsic dimension: {ours:.2f}, MNIST's {theirs:.2f}, goal at most 3 apart")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--likeness", action="store_true", help="measure the digits against MNIST")
@@ -64,19 +66,21 @@ def main(argv=None):
     wall, cores = time.perf_counter(), time.process_time()
     data.draw_digits(60_000, 0)
     wall, cores = time.perf_counter() - wall, time.process_time() - cores
-    print(f"60,000 digits drawn in {wall:.1f} s, {cores:.1f} s of all cores together, goal {GOAL_DRAWN}", flush=True)
+    print(f"60,000 digits: {wall:.1f} s, {cores:.1f} s of all cores, goal {GOAL_DRAWN}", flush=True)
 
     images, _ = data.load("mnist", args.data_dir)
     mnist = datasets.MNIST(args.data_dir, transform=transforms.ToTensor())
-    loader = torch.utils.data.DataLoader(mnist, batch_size=100, shuffle=True, num_workers=2, drop_last=True)
+    loader = torch.utils.data.DataLoader(mnist, 100, shuffle=True, num_workers=2, drop_last=True)
     ours, theirs = [], []
     for seed in range(5):
         ours.append(rate(data.batches(images, 100, device, seed), 5000, device))
         theirs.append(rate((x.to(device) for x, _ in loader), 200, device))
     ratio = statistics.median(ours) / statistics.median(theirs)
     for name, rates in (("data.batches", ours), ("DataLoader, two workers", theirs)):
-        print(f"{name:24} {statistics.median(rates):8.0f} batches/s  ({min(rates):.0f} to {max(rates):.0f})")
-    print(f"ratio {ratio:.0f}, goal {GOAL} | torch {torch.__version__}, {torch.get_num_threads()} threads, {device}")
+        spread = f"({min(rates):.0f} to {max(rates):.0f})"
+        print(f"{name:24} {statistics.median(rates):8.0f} batches/s  {spread}")
+    threads = torch.get_num_threads()
+    print(f"ratio {ratio:.0f}, goal {GOAL} | torch {torch.__version__}, {threads} threads, {device}")
     return int(ratio < GOAL or cores >= GOAL_DRAWN)
 
 

@@ -523,7 +523,7 @@ def test_the_schedule(folder, tmp_path, monkeypatch, more, expected):
     planned = 8 if "--epochs 2" in more else 6  # an epoch is 4 updates: 36 images in batches of 8
     for step, (lr_g, *lr_d) in enumerate(rates):
         assert lr_g == pytest.approx(2e-3 * max(1 - step / planned, 0.05))
-        assert lr_d in ([], [pytest.approx(2e-4 * max(1 - step / planned, 0.05))])
+        assert lr_d in ([], [pytest.approx(6e-4 * max(1 - step / planned, 0.05))])
     assert all(bool(row.get("loss_d")) == (call[:4] == "game")
                for call, row in zip(calls[:1] + calls[-1:], rows[:1] + rows[-1:]))
 
