@@ -351,8 +351,6 @@ def whole_file(path):
     try:
         with open(part, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -435,12 +433,6 @@ def split_of(name):
     return "train" if word in TRAIN.split("|") else "test" if word in TEST.split("|") else ""
 
 
-def subfolders(folder):
-    """Names of the folders in a folder, but for hidden ones, 2 before 10."""
-    names = (entry.name for entry in os.scandir(folder) if entry.is_dir())
-    return sorted((name for name in names if not name.startswith(HIDDEN)), key=natural)
-
-
 def list_images(root, dataset=""):
     """-> [(1 for the test or 0, label, path below root as a tuple)], class names, origin of the
     test split, Counter of what was left out.
@@ -451,30 +443,31 @@ def list_images(root, dataset=""):
     without class folders, where training has some, have label -1. InputError for a layout that
     looks like another split, and for a class without images.
     """
-    files, left = [], collections.Counter()
+    files, left, folders = [], collections.Counter(), {(): []}
     for here, below, names in os.walk(root, followlinks=True):
         below[:] = [name for name in below if not name.startswith(HIDDEN) and not  # no link back up
                     f"{here}/".startswith(os.path.join(os.path.realpath(f"{here}/{name}"), ""))]
         if here != str(root) and len({split_of(name) for name in below} - {""}) > 1:
             raise InputError(f"{here} has a split of its own: give --dataset {here}")
         parts = Path(here).relative_to(root).parts
+        folders[parts] = sorted(below, key=natural)
         for name in (name for name in names if not name.startswith(HIDDEN)):
             ending = os.path.splitext(name)[1].lower()
             if ending in EXTENSIONS and os.path.isfile(os.path.join(here, name)):
                 files.append((*parts, name))
             else:
                 left["no regular file" if ending in EXTENSIONS else ending or "no ending"] += 1
-    folders, used = subfolders(root), {file[0] for file in files}
-    trains, tests = ([name for name in folders if split_of(name) == s] for s in ("train", "test"))
-    others = [n for n in folders if not split_of(n) and (n in used or not trains + tests)]
+    top, used = folders[()], {file[0] for file in files}
+    trains, tests = ([name for name in top if split_of(name) == s] for s in ("train", "test"))
+    others = [n for n in top if not split_of(n) and (n in used or not trains + tests)]
     like = rf"(.*[-_.])?({TRAIN}|{TEST}|fold|split)([-_.\d].*|[ab])?"
     like = [name for name in others if re.fullmatch(like, name, re.IGNORECASE)]
     if (len(trains) > 1 or trains and others or tests and not trains and (len(others) < 2 or like)
-            or len(like) > 1 and 2 * len(like) >= len(folders)):
+            or len(like) > 1 and 2 * len(like) >= len(top)):
         raise InputError(f"{root} looks split, but not into train and test (it holds "
-                         f"{', '.join(folders[:8])}): rename these, or give --dataset one of them")
+                         f"{', '.join(top[:8])}): rename these, or give --dataset one of them")
 
-    at, names = len(trains), subfolders(root / trains[0]) if trains else others
+    at, names = len(trains), folders[(trains[0],)] if trains else others
     train = [file for file in files if file[0] in trains or not trains and file[0] not in tests]
     flat = not names or len(names) == 1 and any(len(file) == at + 1 for file in train)
     labels = {name: label for label, name in enumerate(names)}
@@ -696,6 +689,18 @@ SKELETONS = {
 }
 
 
+@contextlib.contextmanager
+def _one_core():
+    """Drawing's steps are too short to share: several threads take up to ten times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_core()
 def draw_digits(n, seed, size=28):
     """Handwritten digits -> (uint8 (n, 1, size, size), int64 labels (n,)), 0 to 9 in turn.
 
@@ -799,6 +804,7 @@ def _skeletons():
     return controls, torch.tensor(np.array(pieces)), torch.tensor(np.array(weights)).float(), chosen
 
 
+@_one_core()
 def draw_faces(n, seed, size=32):
     """Faces in colour -> (uint8 (n, 3, size, size), int64 labels (n,)), the 48 labels in turn.
 

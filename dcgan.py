@@ -13,9 +13,8 @@ Differs from the papers (results: assets/RESULTS.md):
 - --conditional joins one-hot labels to the input of every layer, as in DE-GAN, Table II.
 - G learns from the noise that D met last; dense networks train as the others, not with momentum.
 - Rates fall to 0 at the end (--decay); samples come from an average of G's weights (--ema).
-- lsun-rooms are kitchens and living rooms. forget: maps of the last hidden layer, not the second
-  highest, no more than it takes. features: 10,000 images. nearest: errs more at 50,000 images than
-  the slides' 3 %. arithmetic: no turn vector.
+- forget drops maps of the last hidden layer, not the second highest, and only as many as it takes;
+  features learns from 10,000 images; nearest misses the slides' 3 %; there is no turn vector.
 """
 
 import argparse
@@ -52,9 +51,6 @@ def join(x, y):
     return torch.cat([x, y], 1)
 
 
-leaky = nn.LeakyReLU(0.2)
-
-
 class Generator(nn.Module):
     """DCGAN's G: z (B, Z) -> images (B, C, S, S) in [0, 1]; kernels: K, from the bottom up."""
 
@@ -65,8 +61,8 @@ class Generator(nn.Module):
         self.dense = nn.Linear(z_dim + classes, math.prod(self.base))
         self.norms = nn.ModuleList(nn.BatchNorm2d(k) for k in kernels)
         self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(k + classes, k_next, 5, 2, 2, output_padding=1, bias=k_next == channels)
-            for k, k_next in pairwise([*kernels, channels]))
+            nn.ConvTranspose2d(k + classes, k_next, 5, 2, 2, 1, bias=k_next == channels)
+            for k, k_next in pairwise([*kernels, channels]))  # batch norm undoes a bias
         self.apply(init)
 
     def forward(self, z, labels=None):
@@ -89,12 +85,13 @@ class Discriminator(nn.Module):
         self.dense = nn.Linear(kernels[-1] * (size >> len(kernels)) ** 2 + classes, 1)
         self.apply(init)
 
-    def activations(self, x, labels=None, activation=leaky):
+    def activations(self, x, labels=None, activation=None):
         """The maps of every layer, [(B, K, S/2, S/2), ..., (B, K, S / 2^L, S / 2^L)]."""
         y = F.one_hot(labels, self.classes).float() if self.classes else None
         x, maps = 2 * x - 1, []
         for layer, norm in zip(self.downs, self.norms):
-            x = activation(norm(layer(join(x, y))))
+            x = norm(layer(join(x, y)))
+            x = activation(x) if activation else F.leaky_relu(x, 0.2)
             maps.append(x)
         return maps
 
@@ -180,10 +177,7 @@ def clip_weights(critic, limit=0.01):
 
 
 def kernels_for(size, width):
-    """Maps of G, bottom to top: from 4 to 7 px they halve down to `width` at half the image's side.
-
-    64 px and width 128 are the paper's 1024, 512, 256, 128. InputError for other sizes.
-    """
+    """K of G's layers, from 4 to 7 px on: down to `width` at half the side (paper: 1024 to 128)."""
     for layers in range(1, 12):
         if 4 <= size >> layers <= 7 and size % 2**layers == 0:
             return [width << i for i in reversed(range(layers))]
@@ -231,15 +225,14 @@ def draw_pictures(nets, args, folder, step):
 # ---- training ------------------------------------------------------------------------------------
 
 COLUMNS = ["loss_d", "loss_g", "d_real", "d_fake", "spread"]  # of log.csv, as `update` returns them
-EXPLORATIONS = ["walk", "arithmetic", "filters", "forget", "features", "nearest"]
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser("dcgan.py", allow_abbrev=False,
                                      description=__doc__.split("\n\n")[0])
     add = parser.add_argument_group("data").add_argument
-    names = f"a folder of images, or one of {', '.join(data.DATASETS)}"
-    add("--dataset", type=data.path, default="digits", help=f"{names} [%(default)s]")
+    names = f"a folder of images, or one of {', '.join(data.DATASETS)} [%(default)s]"
+    add("--dataset", type=data.path, default="digits", help=names)
     add("--data-dir", type=data.path, default="data", help="where data sets are kept [%(default)s]")
     add("--size", type=int, help="side of the images in pixels [the data set's]")
     add = parser.add_argument_group("run").add_argument
@@ -259,8 +252,7 @@ def parse_args(argv=None):
     add("--batch-size", type=int, help="[128, wgan 64: the papers'; at most a quarter of the set]")
     add("--lr-g", type=float, help="learning rate for G [2e-4 (Adam), wgan 5e-5: the papers']")
     add("--lr-d", type=float, help="and for D or the critic [the same]")
-    add("--decay", type=float, default=0.2,
-        help="last share of the updates, over which both rates fall to 0 [%(default)s]")
+    add("--decay", type=float, default=0.2, help="last share, with falling rates [%(default)s]")
     add("--ema", type=float, default=0.99, help="samples: average of G's weights [%(default)s]")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")
     add("--compile", action="store_true", help="torch.compile the networks")
@@ -272,21 +264,17 @@ def parse_args(argv=None):
     add("--width", type=int, help="maps at half the side [128 as in the paper, below 64 px 32]")
     args = parser.parse_args(argv)
     data.check_flags(parser, args, may_be_0=("decay", "ema"))
-    if args.explore and (args.sample or not args.resume):
-        parser.error("--explore looks into a trained run: name it with --resume RUN, no --sample")
-    if (args.on and args.explore != "features") or (args.draw_classes and not args.sample):
-        parser.error("--on is for --explore features, --classes for --sample")
+    if args.explore and not args.resume or args.on and args.explore != "features":
+        parser.error("--explore is for a trained run: --resume RUN; --on for --explore features")
     if args.resume:
-        free = {"seed", "explore", "on"} if args.explore else ()
-        return metrics.resumed_args(parser, argv, "dcgan", free)
+        return metrics.resumed_args(parser, argv, "dcgan", {"seed"} if args.explore else ())
     return args
 
 
 def update(G, D, opt_G, opt_D, x, y, z, autocast, wgan=False):
     """Algorithm 1 of Goodfellow et al. and of WGAN: k updates of D or the critic, then one of G.
 
-    x (k, B, C, S, S), labels y (k, B) or k Nones, z (k, B, Z) -> COLUMNS; spread is the variance of
-    generated images over that of real ones: far below 1, G has collapsed.
+    x (k, B, C, S, S), labels y (k, B) or k Nones, z (k, B, Z) -> the losses of COLUMNS.
     """
     loss_of_D, loss_of_G = (critic_loss, critic_g_loss) if wgan else (d_loss, g_loss)
     for x_i, y_i, z_i in zip(x, y, z):
@@ -308,7 +296,7 @@ def update(G, D, opt_G, opt_D, x, y, z, autocast, wgan=False):
     opt_G.step()
     D.requires_grad_(True)
     means = [(s if wgan else s.sigmoid()).mean() for s in (real_score, fake_score)]
-    spread = fake.var(0).sum() / x_i.var(0).sum().clamp(min=1e-12)
+    spread = fake.var(0).sum() / x_i.var(0).sum().clamp(min=1e-12)  # far below 1: G collapsed
     return torch.stack([loss_D, loss_G, *means, spread]).detach()
 
 
@@ -378,21 +366,27 @@ def train(args):
 
 # ---- explorations: NAME(run, folder, train, test) writes NAME.png, NAME.txt or both --------------
 
+EXPLORATIONS = {  # and what each needs of a run
+    "walk": [], "arithmetic": ["faces", "no labels"], "filters": ["convolutions", "no labels"],
+    "forget": ["faces", "convolutions", "no labels"], "features": ["convolutions", "no labels"],
+    "nearest": ["labels"]}  # fmt: skip
+
 
 def explore(args):
     """--explore NAME: one look into the run args.resume, written to RUN/explore."""
     run, look, folder = metrics.load_run(args.resume, args.device), args.explore, Path(args.resume)
-    conv = args.arch == "conv" or look in ("walk", "arithmetic", "nearest")
-    faces = args.dataset == "faces" or look not in ("arithmetic", "forget")
-    if not (conv and faces and (look == "walk" or args.conditional == (look == "nearest"))):
-        raise data.InputError(
-            f"--explore {look} does not fit {args.resume}: nearest needs --conditional, all others "
-            "but walk a run without; arithmetic, forget: faces; filters, forget, features: conv")
+    has = {"faces": args.dataset == "faces", "convolutions": args.arch == "conv",
+           "labels": args.conditional, "no labels": not args.conditional}
+    for need in EXPLORATIONS[look]:
+        if not has[need]:
+            raise data.InputError(f"--explore {look} needs a run with {need}, unlike {args.resume}")
     name, run.args = args.on or args.dataset, args
     sets = [data.load(name, args.data_dir, split, size=args.size)
             for split in ("train", "test") if look != "walk"]
-    if any(images.shape[1] != args.channels for images, _ in sets):
-        raise data.InputError(f"{name} does not have the {args.channels} channels of {args.resume}")
+    for images, y in sets:
+        if images.shape[1] != args.channels or look == "features" and not 0 <= y.min() < y.max():
+            raise data.InputError(f"{name} does not fit --explore {look}: it needs {args.channels} "
+                                  "channels as the run has, and for features two classes")
     torch.manual_seed(args.seed)
     (folder / "explore").mkdir(exist_ok=True)
     globals()[look](run, folder / "explore", *sets)
@@ -421,7 +415,7 @@ def walk(run, folder, frames=10):
 
 
 def reader(run):
-    """-> read(images) -> (p (n, Y), {attribute: its likeliest value (n,)}), a classifier of faces."""
+    """-> read(images) -> (p (n, Y), {attribute: its likeliest value (n,)}): reads faces."""
     where = run.args.dataset, run.args.data_dir, run.args.size
     classifier = metrics.classifier_of(*where, run.device)
     data.say(f"a classifier reads {1 - classifier.test_error:.1%} of the test images right")
@@ -436,11 +430,7 @@ def reader(run):
 
 
 def arithmetic(run, folder, train, test, drawn=10_000, trials=200):
-    """G(a - b + c), smiling - neutral + neutral with glasses, all else alike (Radford, Figure 7).
-
-    Each is the mean of 3 latents. Picture: the 3 surest of each; the sum amid 8 neighbours; below,
-    G(a), G(b), G(c) and sums of pixels. Text: what sums of random clear triples are read as.
-    """
+    """G(a - b + c), smiling - neutral + neutral with glasses, of means of 3 latents (Figure 7)."""
     read, z = reader(run), draw_z(drawn, run.nets["G"].z_dim)
     p = read(draw(run.nets, z))[0]
     kinds = data.face_attributes(torch.arange(p.shape[1]))
@@ -459,6 +449,7 @@ def arithmetic(run, folder, train, test, drawn=10_000, trials=200):
     sums, pixel_sums = (x[:, 0] - x[:, 1] + x[:, 2] for x in (means, pixels))
     noise = torch.empty(9, z.shape[1]).uniform_(-0.25, 0.25)
     noise[4] = 0                                                     # the sum itself in the middle
+    # three of each and the sum amid 8 neighbours; below, G of the means, and sums of pixels
     rows = [*zip(pixels[0].unbind(1), draw(run.nets, sums[0] + noise).split(3)),
             (draw(run.nets, means[0]), pixel_sums[0])]
     board([torch.cat(row) for row in rows], folder / "arithmetic.png", scale=4)
@@ -484,78 +475,55 @@ def fit_linear(x, y, C, loss):
     return w[:-1].detach(), w[-1].detach()
 
 
-def svm_accuracy(x, labels, x_test, labels_test):
-    """Test accuracy of a linear L2-SVM, each class against the rest, features standardised.
-
-    Of five C the best for a fifth of the first 2,000 rows, which is held out for that.
-    """
+def svm_accuracy(x, labels, x_test, labels_test, C=1.0):
+    """Test accuracy of a linear L2-SVM, each class against the rest, features standardised."""
     mean, scale = x.mean(0), (x.std(0) + 1e-6) * math.sqrt(x.shape[1])  # rows of length 1
-    x, x_test = (x - mean) / scale, (x_test - mean) / scale
-    y, cut = 2 * F.one_hot(labels).to(x) - 1, min(len(x), 2000) * 4 // 5
-
-    def accuracy(C, n, asked, labels_asked):
-        w, b = fit_linear(x[:n], y[:n], C, lambda margin: (1 - margin).clamp(min=0) ** 2)
-        return ((asked @ w + b).argmax(1) == labels_asked).double().mean().item()
-
-    tries = (0.01, 0.1, 1, 10, 100)
-    best = max(tries, key=lambda C: accuracy(C, cut, x[cut:2000], labels[cut:2000]))
-    return accuracy(best, len(x), x_test, labels_test)
+    y = 2 * F.one_hot(labels).to(x) - 1
+    w, b = fit_linear((x - mean) / scale, y, C, lambda margin: (1 - margin).clamp(min=0) ** 2)
+    return (((x_test - mean) / scale @ w + b).argmax(1) == labels_test).double().mean()
 
 
 def forget(run, folder, train, test, drawn=2000):
-    """Drops the maps of G's last hidden layer that draw glasses (Radford et al., Figure 6).
-
-    The strongest in a logistic regression, until a tenth of the pictures is read as with glasses.
-    Picture: their place marked; as drawn; without these maps; without as many at random.
-    """
+    """Drops the maps that draw glasses, of G's last hidden layer (Radford et al., Figure 6)."""
     read, (images, labels) = reader(run), train
-    layer, z, maps = run.nets.get("ema", run.nets["G"]).ups[-1], draw_z(drawn, 100), []
+    layer, maps = run.nets.get("ema", run.nets["G"]).ups[-1], []
+    z = draw_z(drawn, run.nets["G"].z_dim)
+    with layer.register_forward_pre_hook(lambda _, x: maps.append(x[0].cpu())):
+        p, before = read(draw(run.nets, z))
+    sure = p[:, data.face_attributes(torch.arange(p.shape[1]))["glasses"] == 1].sum(1)
+    shows, clear, maps = sure > 0.8, (sure - 0.5).abs() > 0.3, torch.cat(maps)
+    if min(shows.sum(), (clear & ~shows).sum()) < 20:
+        raise data.InputError(f"{shows.sum()} of {drawn} samples show glasses: train longer")
+    has = data.face_attributes(labels)["glasses"] == 1
+    place = ((images[has] / 255).mean(0) - (images[~has] / 255).mean(0)).abs().sum(0, keepdim=True)
+    place = F.adaptive_max_pool2d(place, maps.shape[-1])[0] >= place.max() / 2  # of glasses: (s, s)
+    x, y = maps[clear][:, :, place].mean(2), torch.where(shows[clear], 1.0, -1.0)[:, None]
+    x, z = x / (x.std(0) + 1e-6), z[shows]
+    weights = fit_linear(x, y, 10 / len(x), lambda margin: F.softplus(-margin))[0][:, 0]
 
     def without(dropped, z):
         keep = (~dropped).float().to(run.device)[:, None, None]
         with layer.register_forward_pre_hook(lambda _, x: x[0] * keep):
             return draw(run.nets, z)
 
-    with layer.register_forward_pre_hook(lambda _, x: maps.append(x[0].cpu())):
-        p, before = read(draw(run.nets, z))
-    sure = p[:, data.face_attributes(torch.arange(48))["glasses"] == 1].sum(1)
-    shows, lacks, maps = sure > 0.8, sure < 0.2, torch.cat(maps)
-    if min(shows.sum(), lacks.sum()) < 20:
-        raise data.InputError(f"{shows.sum()} of {drawn} samples show glasses: train longer")
-    has = data.face_attributes(labels)["glasses"] == 1
-    difference = (images[has] / 255).mean(0) - (images[~has] / 255).mean(0)
-    place = F.adaptive_max_pool2d(difference.abs().sum(0)[None], maps.shape[-1])[0]
-    place = place > 0.5 * place.max()                                # (s, s), where glasses are
-    weights, z = map_weights(maps[:, :, place], shows, lacks), z[shows]
-    drop = torch.zeros(len(weights), dtype=torch.bool)
+    drop = torch.zeros(len(weights), dtype=torch.bool)  # until a tenth is read as with glasses
     for strongest in weights.argsort(descending=True)[: (weights > 0).sum()]:
         drop[strongest] = True
         if read(without(drop, z[:500]))[1]["glasses"].double().mean() <= 0.1:
             break
-    pictures = {"as drawn": draw(run.nets, z), "its maps dropped": without(drop, z),
-                "random maps dropped": without(drop[torch.randperm(len(drop))], z)}
+    pictures = {"as drawn": draw(run.nets, z), f"{drop.sum()} of {len(drop)} maps dropped":
+                without(drop, z), "as many at random": without(drop[torch.randperm(len(drop))], z)}
     mark = F.interpolate(place[None, None].float(), images.shape[2])[0].to(run.device) / 2
     rows = [pictures["as drawn"] * (1 - mark) + mark, *pictures.values()]
     board([images[:12] for images in rows], folder / "forget.png")
-    found = {title: read(images)[1] for title, images in pictures.items()}
-    report({f"{title} ({drop.sum()} of {len(drop)} maps)": {
-        f"{name} as it was": (found[title][name] == before[name][shows]).double().mean()
-        for name in before} for title in pictures}, folder / "forget.txt")
-
-
-def map_weights(maps, shows, lacks):
-    """Weight (K,) of the mean of each map (n, K, m) for "the thing shows" against "it lacks"."""
-    x = maps[shows | lacks].mean(2)
-    y = torch.where(shows[shows | lacks], 1.0, -1.0)[:, None]
-    return fit_linear(x / (x.std(0) + 1e-6), y, 10 / len(x), lambda m: F.softplus(-m))[0][:, 0]
+    report({title: {f"{name} as it was": (found == before[name][shows]).double().mean()
+                    for name, found in read(images)[1].items()}
+            for title, images in pictures.items()}, folder / "forget.txt")
 
 
 def guided_gradient(D, x, feature):
-    """Gradient (B, C, S, S) of the largest response of one map of D's last layer, guided.
-
-    It passes a leaky ReLU where it and the input are positive (Springenberg et al. 2015).
-    """
-    def guided(h):
+    """Guided gradient (B, C, S, S) of the largest response of one map of D's last layer."""
+    def guided(h):  # gradients pass where they and h are positive (Springenberg et al. 2015)
         out = F.relu(h) + (F.leaky_relu(h, 0.2) - F.relu(h)).detach()
         out.register_hook(lambda gradient: gradient.clamp(min=0))
         return out
@@ -578,10 +546,7 @@ def discriminators(run, images):
 
 
 def filters(run, folder, train, test):
-    """Test images that excite 6 features of D's last layer most, and guided gradients (Figure 5).
-
-    Of an untrained D to the left, of the trained one to the right.
-    """
+    """Test images that excite 6 features of an untrained and the trained D; guided gradients."""
     images, halves = test[0][:2000].to(run.device) / 255, []
     for D in discriminators(run, train[0]):
         with torch.no_grad():
@@ -611,18 +576,14 @@ def balanced(labels):
 
 
 def features(run, folder, train, test):
-    """Accuracy of a linear SVM on pixels, on maps of an untrained and of the trained D.
-
-    Of the run's data set or of --on: the paper's ImageNet features read CIFAR-10 to 82.8 %.
-    """
+    """Accuracy of linear SVMs on pixels, maps of an untrained and of the trained D (section 5)."""
     order, faces = balanced(train[1])[:10_000], (run.args.on or run.args.dataset) == "faces"
-    (images, labels), (test, labels_test) = [(x[index], y[index].to(run.device))
-        for (x, y), index in ((train, order), (test, slice(10_000)))]
+    (images, labels), (test, wanted) = [(x[index], y[index].to(run.device)) for (x, y), index
+                                        in ((train, order), (test, slice(10_000)))]
     kinds = {"pixels": [part.flatten(1).to(run.device) / 255 for part in (images, test)]}
     for kind, D in zip(("untrained D", "trained D"), discriminators(run, images)):
         kinds[kind] = [pooled_features(D, part) for part in (images, test)]
-    told, asked = ({"class": y} if not faces else data.face_attributes(y)
-                   for y in (labels, labels_test))
+    told, asked = (data.face_attributes(y) if faces else {"class": y} for y in (labels, wanted))
     counts = sorted({min(n, len(images)) for n in (100, 1000, 10_000)})
     report({f"{n} labels, {what}": {
         kind: svm_accuracy(x[:n], told[what][:n], x_test, asked[what])
@@ -633,28 +594,26 @@ def features(run, folder, train, test):
 def nearest(run, folder, train, test):
     """Error of test labels read off the nearest of n generated or n real images (the slides)."""
     (images, labels), (test, labels_test) = train, (part[:10_000] for part in test)
-    order, pictures, rows = torch.randperm(len(images))[:50_000], [test[:10] / 255], {}
-    drawn_labels = torch.arange(len(order)) % run.args.classes
-    drawn = run.sample(len(order), drawn_labels, run.args.seed).cpu()
-    for kind, x, y in (("generated", drawn, drawn_labels), ("real", images[order] / 255, labels[order])):
-        for n in sorted({min(n, len(order)) for n in (1000, 10_000, 50_000)}):
-            places = x[:n].flatten(1).to(run.device)
-            found = torch.cat([torch.cdist(part.flatten(1).to(run.device) / 255, places).argmin(1).cpu()
-                               for part in test.split(500)])
-            error = (y[found] != labels_test).double().mean()
-            rows.setdefault(f"error with {n} images", {})[kind] = error
-        pictures.append(x[found[:10]])
-    board(pictures, folder / "nearest.png")
+    order, rows, pictures = torch.randperm(len(images))[:50_000], {}, {"test": test[:10] / 255}
+    own = torch.arange(len(order)) % run.args.classes
+    sources = {"generated": (run.sample(len(order), own, run.args.seed).cpu(), own),
+               "real": (images[order] / 255, labels[order])}
+    for n, kind in product(sorted({min(n, len(order)) for n in (1000, 10_000, 50_000)}), sources):
+        x, y = sources[kind]
+        places = x[:n].flatten(1).to(run.device)
+        parts = (part.flatten(1).to(run.device) / 255 for part in test.split(500))
+        found = torch.cat([torch.cdist(part, places).argmin(1).cpu() for part in parts])
+        error = {f"error with {kind}": (y[found] != labels_test).double().mean()}
+        rows[f"{n} images"], pictures[kind] = rows.get(f"{n} images", {}) | error, x[found[:10]]
+    board([*pictures.values()], folder / "nearest.png")
     report(rows, folder / "nearest.txt")
 
 
 def main(argv=None):
     with data.plain_errors("dcgan.py"):
         args = parse_args(argv)
-        if args.explore:
-            explore(args)
-        else:
-            metrics.write_samples(args) if args.sample else train(args)
+        work = explore if args.explore else metrics.write_samples if args.sample else train
+        work(args)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ In each of T steps a CNN reads a glimpse of the image and of what the canvas lac
 drawn, and an LSTM writes a patch to the canvas. The image is the sigmoid of the last canvas.
 
 Differs from the paper:
-- Eq. 27 prints T / 2 where the divergence has T Z / 2: with that, L_x + L_z is a bound in nats.
+- Eq. 27 prints T / 2; here it is T Z / 2, as the divergence has, so L_x + L_z is a bound in nats.
 - Table I's L_z of 1.5 nats cannot code ten digits (2.3). One noise for all T steps gives such an
   L_z (`--noise once`), since z_1 - z_2 then costs nothing: that is no bound.
 - Eq. 9 puts h_dec, which is no image, into the CNN; here it joins the CNN's maps. Eq. 15 lacks
   sigma; eq. 23 prints read's product: here it is DRAW's. p(x | c_T) is Bernoulli, as in section IV.
-- The first canvas (at the start the training set's mean), the first windows (the whole image) and
-  the LSTM's first state are learned. The paper gives no z, batch, rate or length: see --help.
+- The first canvas (at the start the mean image), the first windows (the whole image, ones write
+  ones) and the LSTM's first state are learned. The paper gives no z, batch, rate or length.
 - Adam's rate falls linearly to a twentieth; the gradient's norm is clipped at 5.
 """
 

@@ -708,7 +708,7 @@ def nearest(x, k, queries=None):
     half = torch.linalg.vector_norm(table, dim=1, dtype=torch.float64).square() / 2
     distances = torch.empty(len(asked), k, dtype=torch.float64, device=rows.device)
     indices = torch.empty_like(distances, dtype=torch.int64)
-    block = max(1, (2**18 if on_cpu else 2**26) // (wanted * d))  # queries in the cache at once
+    block = max(1, (2**20 if on_cpu else 2**26) // (wanted * d))  # queries in the cache at once
     for part in torch.arange(len(asked), device=rows.device).split(max(1, 2**23 // n)):
         centred = (asked[part].double() - centre).to(dtype)
         scores = torch.addmm(half.to(dtype), centred, table.T, alpha=-1)  # |y|^2 / 2 - x'y

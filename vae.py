@@ -303,16 +303,6 @@ def update_aae(encoder, decoder, D_z, opt, opt_D, opt_E, x, y, autocast):
     return torch.stack([loss, loss_D, loss_E]).detach()
 
 
-def update(args, nets, optimisers, x, y, autocast):
-    """One update of args.objective -> its losses, by the names in LOGS."""
-    if args.objective == "aae":
-        return update_aae(*nets, *optimisers, x, y, autocast)
-    if args.objective == "info":
-        return update_info(*nets, *optimisers, x, y, args.mmd_weight, autocast)
-    seen = corrupt(x, args.corrupt) if args.objective == "dvae" else x
-    return update_vae(*nets, *optimisers, x, seen, y, autocast)
-
-
 def train(args):
     folder, device = metrics.open_run(args, "vae", args.objective)
     images, labels = data.training_set(args, batch_size=100)
@@ -328,9 +318,9 @@ def train(args):
     for net in nets.values():
         net.to(device, memory_format=torch.channels_last)
     fast, betas = {"fused": True, "capturable": True}, (0.5, 0.999)
-    weights = [*nets["encoder"].parameters(), *nets["decoder"].parameters()]
-    optimisers = {"autoencoder": torch.optim.Adam(weights, args.lr, **fast)}
-    for name in ("D_z", "encoder") if args.objective == "aae" else ():
+    both = [*nets["encoder"].parameters(), *nets["decoder"].parameters()]
+    optimisers = {"autoencoder": torch.optim.Adam(both, args.lr, **fast)}
+    for name in ("D_z", "encoder") if "D_z" in nets else ():  # AAE's regularisation phase
         optimisers[name] = torch.optim.Adam(nets[name].parameters(), args.lr / 2, betas, **fast)
     start = metrics.restore_run(folder, nets, optimisers) if args.resume else 0
     total = args.iters or data.planned_updates(args, epochs=5 if args.dataset == "digits" else 20)
@@ -338,7 +328,12 @@ def train(args):
     parts = [torch.compile(net) if args.compile else net for net in nets.values()]  # nets: plain
 
     def one_update(x, y=None):
-        return update(args, parts, optimisers.values(), x, y, autocast)
+        if args.objective == "aae":
+            return update_aae(*parts, *optimisers.values(), x, y, autocast)
+        if args.objective == "info":
+            return update_info(*parts, *optimisers.values(), x, y, args.mmd_weight, autocast)
+        seen = corrupt(x, args.corrupt) if args.objective == "dvae" else x
+        return update_vae(*parts, *optimisers.values(), x, seen, y, autocast)
 
     batches = data.batches(images, args.batch_size, device, args.seed, start, labels)
     updates = data.captured(one_update, batches, args.graph and device.type == "cuda")

@@ -40,7 +40,7 @@ def rate(stream, count, device):
 
 
 def likeness(data_dir, device):
-    """What a net taught on drawn digits alone reads of MNIST's test images; how both sets spread."""
+    """What a net taught on drawn digits reads of MNIST's test images; how both sets spread."""
     digits, labels = data.load("digits", data_dir)
     mnist, mnist_labels = data.load("mnist", data_dir)
     net = metrics.train_classifier(digits, labels, epochs=1, device=device)
@@ -80,7 +80,7 @@ def main(argv=None):
         spread = f"({min(rates):.0f} to {max(rates):.0f})"
         print(f"{name:24} {statistics.median(rates):8.0f} batches/s  {spread}")
     threads = torch.get_num_threads()
-    print(f"ratio {ratio:.0f}, goal {GOAL} | torch {torch.__version__}, {threads} threads, {device}")
+    print(f"ratio {ratio:.0f}, goal {GOAL}, torch {torch.__version__}, {threads} threads, {device}")
     return int(ratio < GOAL or cores >= GOAL_DRAWN)
 
 

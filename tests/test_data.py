@@ -908,7 +908,7 @@ def test_drawing_depends_on_the_seed_alone(draw, size):
 
 @pytest.mark.parametrize("instructions", ["SSE4_2", "AVX2", "AVX512"])
 def test_drawn_bytes_are_the_same_on_every_machine(instructions):
-    """Sums recorded once, whatever instructions MKL is told to use (SSE4_2: an AMD processor)."""
+    """Sums recorded once, whatever instructions MKL is told to use (SSE4_2: as on AMD)."""
     code = """
 import hashlib, torch, data
 torch.set_flush_denormal(True)
