@@ -55,7 +55,8 @@ KNOWN = {  # name: images for training and for the test, torchvision's class, it
 FOLDERS = {"cifar10": ("cifar10-jpeg", "cifar10"), "celeba": ("celeba/img_align_celeba",
            "celeba/Img/img_align_celeba", "celeba")}  # in data_dir; others lie under their name
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow opens no others
-EXTENSIONS = tuple(".png .jpg .jpeg .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm".split())
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
+              ".pgm", ".pbm")
 HIDDEN = (".", "__MACOSX")  # how the names begin that are passed over
 TRAIN = "train|training|trainval"
 TEST = "test|testing|val|valid|validation|dev|eval|evaluation|holdout|heldout"
@@ -159,7 +160,7 @@ def _changes(old, new):
 
 
 def batches(images, batch_size, device, seed, start=0, labels=None):
-    """Serve float32 batches (batch_size, C, H, W) in [0, 1] for ever; (x, y) where labels are given.
+    """Serve float32 batches (batch_size, C, H, W) in [0, 1] for ever; (x, y) if there are labels.
 
     images: uint8 (N, C, H, W); labels: (N,). The order depends on (seed, step) alone: a permutation
     for each epoch, whose last partial batch is left out; start=step continues an interrupted run.
@@ -170,7 +171,7 @@ def batches(images, batch_size, device, seed, start=0, labels=None):
         raise InputError(f"batch size {batch_size} does not fit {len(images)} images")
     device, home = torch.device(device), torch.device(device)
     if device.type == "cuda" and images.nbytes > 0.5 * torch.cuda.mem_get_info(device)[0]:
-        say(f"{images.nbytes / 2**30:.1f} GiB of images stay on the host: they do not fit on {device}")
+        say(f"{images.nbytes / 2**30:.1f} GiB of images stay on the host, {device} has no room")
         home = torch.device("cpu")
     images, labels = images.to(home), None if labels is None else labels.to(home)
 
@@ -251,12 +252,15 @@ def autocast(args, device):
 
 
 def check_flags(parser, args, may_be_0=()):
-    """parser.error for a number that is not above 0, and for --sample without --resume."""
+    """parser.error for a number that is out of range, and for --sample without --resume."""
     for name, value in vars(args).items():
-        least = "0 or more" if name in may_be_0 else "above 0"
-        good = type(value) not in (int, float) or (value >= 0 if name in may_be_0 else value > 0)
-        if name != "seed" and not (good and value != math.inf):
-            parser.error(f"--{name.replace('_', '-')} must be {least}, not {value}")
+        if type(value) in (int, float) and name != "seed":
+            most = 1 if name in ("decay", "ema") else math.inf
+            if not (0 < value < most or value == 0 and name in may_be_0):
+                flag, least = name.replace("_", "-"), "0 or more" if name in may_be_0 else "above 0"
+                parser.error(f"--{flag} must be {least}, and below {most}, not {value}")
+    if not -(2**63) <= args.seed < 2**63:
+        parser.error("--seed has more than 64 bits")
     if args.sample and not args.resume:
         parser.error("--sample draws from a trained run: name it with --resume RUN")
     if args.dataset in DATASETS:
@@ -276,7 +280,7 @@ class Stopped(Exception):
 
 
 def stop_signals():
-    """A list that Ctrl-C and SIGTERM fill, so that a loop can save and stop; the next one ends it."""
+    """A list that Ctrl-C and SIGTERM fill: a loop can save and stop. The next one ends at once."""
     caught = []
 
     def stop(signum, frame):
@@ -311,7 +315,7 @@ def say(text):
     try:
         print(text, flush=True)
     except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 @contextlib.contextmanager
@@ -333,7 +337,8 @@ def plain_errors(prog):
         if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", text):
             text = "memory is full: lower --batch-size or --size, or close other programs"
         elif type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-            text = f"--compile needs a C++ compiler: install one, or leave it out ({text[:200]})"
+            text = text.splitlines()[0]
+            text = f"--compile failed ({text}): install a C++ compiler, or leave --compile out"
         elif not isinstance(error, (InputError, FloatingPointError, OSError)):
             raise
         print(f"{prog}: error: {shown(text)}", file=sys.stderr)
@@ -351,6 +356,8 @@ def whole_file(path):
     try:
         with open(part, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -369,7 +376,8 @@ def _cached(folder, name, state, make):
         for old in {*folder.glob(f"{name}-*.cache")} - {place}:
             old.unlink()
     except (OSError, RuntimeError) as error:  # torch.save raises the second on a full disk
-        print(f"note: {place} is not kept, and made again next time ({error})", file=sys.stderr)
+        reason = error.__context__ or error
+        print(f"note: {place} is not kept, but made again next time: {reason}", file=sys.stderr)
     return made
 
 
@@ -414,7 +422,7 @@ def _known(dataset, data_dir, split, size):
 def _note(name, train, test, names, labels, images, origin="", colours="", left=()):
     """What was taken and what was left out, in one line."""
     counts = labels[labels >= 0].bincount(minlength=len(names)).tolist()
-    own = ", ".join(f"{name} {n:,}" for name, n in [*zip(names, counts)][:10])
+    own = ", ".join(f"{name} ({n:,})" for name, n in [*zip(names, counts)][:10])
     own = f"{len(names)} class{'es' * (len(names) > 1)}: {own}{', ...' * (len(names) > 10)}"
     left = ", ".join(f"{n:,} {what}" for what, n in [*dict(left).items()][-8:])
     return shown(f"{name}: {train:,} training and {test:,} test images{origin}; "
@@ -586,7 +594,7 @@ def _decode(paths, size=None, celeba=False):
                 image = open_image(io.BytesIO(content), size, celeba)
             colour = np.mean(image.max(0) - image.min(0) > 12) > 0.01  # JPEG's own noise is less
             found.append((image, zlib.crc32(content), bool(colour)))
-        except Exception as error:  # whatever a decoder raises
+        except Exception as error:  # noqa: BLE001  whatever a decoder raises
             reason = str(error)[:100] or type(error).__name__
             unknown = isinstance(error, UnidentifiedImageError)
             found.append((None, "no image" if unknown else reason, False))

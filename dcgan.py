@@ -224,7 +224,7 @@ def draw_pictures(nets, args, folder, step):
 
 # ---- training ------------------------------------------------------------------------------------
 
-COLUMNS = ["loss_d", "loss_g", "d_real", "d_fake", "spread"]  # of log.csv, as `update` returns them
+COLUMNS = ["loss_d", "loss_g", "d_real", "d_fake", "spread"]  # of log.csv; spread: of variances
 
 
 def parse_args(argv=None):
@@ -296,8 +296,8 @@ def update(G, D, opt_G, opt_D, x, y, z, autocast, wgan=False):
     opt_G.step()
     D.requires_grad_(True)
     means = [(s if wgan else s.sigmoid()).mean() for s in (real_score, fake_score)]
-    spread = fake.var(0).sum() / x_i.var(0).sum().clamp(min=1e-12)  # far below 1: G collapsed
-    return torch.stack([loss_D, loss_G, *means, spread]).detach()
+    of_fake, of_real = (v.square().mean() - v.mean(0).square().mean() for v in (fake.detach(), x_i))
+    return torch.stack([loss_D, loss_G, *means, of_fake / of_real.clamp(min=1e-12)]).detach()
 
 
 def train(args):

@@ -1,7 +1,8 @@
 """The papers' one-off figures of a trained run, and the tables of README.md and assets/RESULTS.md.
 
-    python tests/figures.py runs/gran5-mnist    nearest.png and others, into the run's folder
-    python tests/figures.py tables              collect runs/ and results/, write the tables
+    python tests/figures.py runs/gran5-mnist        nearest.png and others, into the run's folder
+    python tests/figures.py curve FOLDER FLAGS...   DE-GAN's Figure 6: accuracy over the updates
+    python tests/figures.py tables                  collect runs/ and results/, write the tables
 
 A table is what lies between <!-- NAME --> and <!-- end -->. Its figures come from
 assets/results.json, which holds what tests/reproduce.sh measured: none is typed by hand.
@@ -9,6 +10,7 @@ assets/results.json, which holds what tests/reproduce.sh measured: none is typed
 
 import csv
 import json
+import math
 import platform
 import re
 import subprocess
@@ -16,10 +18,130 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageDraw
+from torchvision.utils import make_grid, save_image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import data
+import dcrw
+import de_gan
+import gran
+import metrics
+
 RESULTS = ROOT / "assets/results.json"
+
+
+# ---- figures of a run ----------------------------------------------------------------------------
+
+
+def nearest(run, folder):
+    """nearest.png: a sample a row, then its seven nearest training images (GRAN, Figures 7, 24)."""
+    images, _ = data.load(run.args.dataset, run.args.data_dir, size=run.args.size)
+    labels = torch.arange(10) % len(run.classes) if run.conditional else None
+    drawn = run.sample(10, labels).cpu()
+    _, found = metrics.nearest(images / 255, 7, queries=drawn)
+    rows = torch.cat([drawn[:, None], images[found] / 255], 1)  # (10, 8, C, S, S)
+    save_image(rows.flatten(0, 1), folder / "nearest.png", nrow=8)
+
+
+def longer(run, folder):
+    """longer.png: canvases after T, T + 2 and T + 4 steps (GRAN, Figures 34 and 35)."""
+    generator, T = torch.Generator().manual_seed(0), run.args.steps
+    frames = gran.canvases(run.nets, 32, T + 4, generator, run.args.batch_size)
+    grids = [make_grid(frames[t - 1], nrow=8) for t in (T, T + 2, T + 4)]
+    save_image(grids, folder / "longer.png", padding=8, pad_value=1)
+
+
+def times(run, folder):
+    """times.png: 64 samples after steps 1, 4, 6 and 10 of 10 (DCRW, Figures 4 and 5)."""
+    generator = torch.Generator().manual_seed(run.args.seed)
+    frames = dcrw.canvases(run.nets, 64, None, generator, run.args.batch_size)
+    shown = [math.ceil(len(frames) * share) - 1 for share in (0.1, 0.4, 0.6, 1)]
+    grids = [make_grid(frames[t], nrow=8) for t in shown]
+    save_image(grids, folder / "times.png", nrow=4, padding=8, pad_value=1)
+
+
+@torch.no_grad()
+def lines(run, folder):
+    """interpolation.png: a row is a straight line of G's input between draws (DE-GAN, Figure 7)."""
+    G = run.nets.get("ema", run.nets["G"])
+    ends = de_gan.draw_noise(run.nets, 16, torch.Generator().manual_seed(0)).unflatten(0, (2, 8, 1))
+    z = torch.lerp(*ends, torch.linspace(0, 1, 10, device=ends.device)[:, None])  # (8, 10, Z)
+    rows = torch.arange(8, device=z.device).repeat_interleave(10)  # one label a row
+    images = G(z.flatten(0, 1), rows % G.classes if G.classes else None)
+    save_image(images, folder / "interpolation.png", nrow=10)
+
+
+def plane(run, folder, n=2000):
+    """noise.png: principal planes of z_n and of z', on one scale (DE-GAN, Figure 11)."""
+    def principal(x):
+        x = (x - x.mean(0)).double()
+        return x @ torch.linalg.svd(x, full_matrices=False).Vh[:2].T
+
+    generator = torch.Generator().manual_seed(0)
+    z_n = torch.randn(n, run.nets["G"].z_dim, generator=generator)
+    after = de_gan.draw_noise(run.nets, n, generator).cpu()
+    clouds = {"z_n ~ N(0, I)": principal(z_n), "z', after decoder and encoder": principal(after)}
+    scale = max(cloud.abs().max() for cloud in clouds.values())
+    picture = Image.new("L", (800, 430), 255)
+    pen = ImageDraw.Draw(picture)
+    for left, (name, cloud) in zip((0, 400), clouds.items()):
+        a, b = cloud.std(0).tolist()
+        pen.rectangle((left + 10, 25, left + 390, 405), outline=160)
+        pen.text((left + 14, 8), name, fill=0)
+        pen.text((left + 14, 410), f"standard deviations {a:.2f}, {b:.2f}", fill=0)
+        for x, y in (cloud / scale * 185).tolist():
+            pen.ellipse((left + 199 + x, 214 + y, left + 201 + x, 216 + y), fill=0)
+    picture.save(folder / "noise.png")
+
+
+@torch.no_grad()
+def latent_map(run, folder):
+    """latent-map.png: decoded z at 20 quantiles of N(0, 1) each way (Kingma, Welling, Figure 4)."""
+    quantiles = torch.special.ndtri((torch.arange(20) + 0.5) / 20)
+    z = torch.cartesian_prod(quantiles.flip(0), quantiles).flip(1).to(run.device)  # (400, 2)
+    maps = []
+    for label in range(min(run.args.classes, 10) or 1):
+        y = torch.full((len(z),), label, device=run.device) if run.conditional else None
+        maps.append(make_grid(run.nets["decoder"](z, y).sigmoid(), 20, padding=0))
+    save_image(maps, folder / "latent-map.png", nrow=5, padding=8, pad_value=1)
+
+
+def figures(folder):
+    """All figures that the run in a folder has."""
+    run, folder = metrics.load_run(folder), Path(folder)
+    nearest(run, folder)
+    if run.script == "gran" and run.args.steps > 1:
+        longer(run, folder)
+    if run.script == "dcrw":
+        times(run, folder)
+    if run.script == "de_gan":
+        lines(run, folder)
+        if "vae" in run.nets:
+            plane(run, folder)
+    if run.script == "vae" and run.args.z_dim == 2:
+        latent_map(run, folder)
+
+
+def curve(folder, *flags, points=tuple(range(100, 1900, 100)), n=2000):
+    """FOLDER/accuracy.csv: how many of n samples are read as their label, at points of a training.
+
+    Each point resumes the run, exactly on a CPU. flags: of de_gan.py; give --vae-iters, --epochs,
+    which --iters would change, and --ema 0, since a young average holds G's first weights.
+    """
+    rows = [("updates", "accuracy")]
+    for updates in points:
+        resumed = (Path(folder) / "checkpoint.pt").exists()
+        start = ["--resume", folder] if resumed else ["--out", folder, *flags]
+        de_gan.main([*start, "--iters", str(updates)])
+        run, labels = metrics.load_run(folder), torch.arange(n)
+        classifier = metrics.classifier_of(run.args.dataset, run.args.data_dir, run.args.size)
+        labels = labels % len(run.classes)
+        images = run.sample(n, labels, seed=1)
+        rows.append((updates, metrics.test_accuracy(classifier, images, labels)))
+        with (Path(folder) / "accuracy.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -199,3 +321,15 @@ def tables():
     found = json.loads(RESULTS.read_text())
     for page in (ROOT / "README.md", ROOT / "assets/RESULTS.md"):
         page.write_text(fill(page.read_text(), found))
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:] or [""]
+    if what == "tables":
+        tables()
+    elif what == "curve":
+        curve(*rest)
+    elif what:
+        figures(what)
+    else:
+        print(__doc__)
