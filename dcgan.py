@@ -228,7 +228,7 @@ COLUMNS = ["loss_d", "loss_g", "d_real", "d_fake", "spread"]  # of log.csv; spre
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser("dcgan.py", allow_abbrev=False,
+    parser = argparse.ArgumentParser("dcgan.py", usage=argparse.SUPPRESS, allow_abbrev=False,
                                      description=__doc__.split("\n\n")[0])
     add = parser.add_argument_group("data").add_argument
     names = f"a folder of images, or one of {', '.join(data.DATASETS)} [%(default)s]"
@@ -296,7 +296,7 @@ def update(G, D, opt_G, opt_D, x, y, z, autocast, wgan=False):
     opt_G.step()
     D.requires_grad_(True)
     means = [(s if wgan else s.sigmoid()).mean() for s in (real_score, fake_score)]
-    of_fake, of_real = (v.square().mean() - v.mean(0).square().mean() for v in (fake.detach(), x_i))
+    of_fake, of_real = (F.mse_loss(v, v.mean(0).expand_as(v)) for v in (fake.detach(), x_i))
     return torch.stack([loss_D, loss_G, *means, of_fake / of_real.clamp(min=1e-12)]).detach()
 
 
@@ -319,14 +319,14 @@ def train(args):
     G, D, k = nets["G"], nets["critic" if wgan else "D"], 5 if wgan else 1
     optimiser = functools.partial(torch.optim.RMSprop, capturable=cuda) if wgan else (
         functools.partial(torch.optim.Adam, betas=(0.5, 0.999), fused=True, capturable=True))
-    lr_g, lr_d = (torch.tensor(lr, device=device) for lr in (args.lr_g, args.lr_d))
-    opt_G, opt_D = optimiser(G.parameters(), lr_g), optimiser(D.parameters(), lr_d)
+    opt_G, opt_D = optimiser(G.parameters(), args.lr_g), optimiser(D.parameters(), args.lr_d)
     optimisers = {"G": opt_G, "D": opt_D}
+    for opt in optimisers.values():  # a tensor can fall while a CUDA graph is replayed
+        opt.param_groups[0]["lr"] = torch.tensor(opt.param_groups[0]["lr"], device=device)
     start = metrics.restore_run(folder, nets, optimisers) if args.resume else 0
     planned = data.planned_updates(args, 4 if args.dataset == "digits" else 25, k)
     total, falling = args.iters or planned, int(args.decay * planned)
     log = metrics.open_log(folder, args, nets, start, total, COLUMNS)
-    average = get_ema_multi_avg_fn(args.ema)
     weights = [[value for value in nets[name].state_dict().values() if value.is_floating_point()]
                for name in ("ema", "G") if args.ema]  # with batch norm's running averages
     if args.compile:  # nets stays plain, for checkpoints and samples
@@ -337,7 +337,7 @@ def train(args):
         y = y if args.conditional else [None] * k
         losses = update(G, D, opt_G, opt_D, x, y, z, autocast, wgan)
         if args.ema:
-            average(*weights, None)
+            get_ema_multi_avg_fn(args.ema)(*weights, None)
         return losses
 
     batches = data.batches(images, args.batch_size, device, args.seed, start * k, labels)
@@ -498,7 +498,7 @@ def forget(run, folder, train, test, drawn=2000):
     place = ((images[has] / 255).mean(0) - (images[~has] / 255).mean(0)).abs().sum(0, keepdim=True)
     place = F.adaptive_max_pool2d(place, maps.shape[-1])[0] >= place.max() / 2  # of glasses: (s, s)
     x, y = maps[clear][:, :, place].mean(2), torch.where(shows[clear], 1.0, -1.0)[:, None]
-    x, z = x / (x.std(0) + 1e-6), z[shows]
+    x, z = (x - x.mean(0)) / (x.std(0) + 1e-6), z[shows]
     weights = fit_linear(x, y, 10 / len(x), lambda margin: F.softplus(-margin))[0][:, 0]
 
     def without(dropped, z):

@@ -245,12 +245,13 @@ def sample(nets, n, labels=None, generator=None, batch_size=64):
 @torch.no_grad()
 def draw_pictures(nets, args, folder, step):
     """samples/STEP.png from fixed noise: 8 rows of 8, or a column per class (up to 16 classes)."""
-    # The averaged weights have never run: measure their batch norm's averages over ten batches.
+    # Measure batch norm's averages for the averaged weights, over ten fixed batches.
     noise = draw_noise(nets, 10 * args.batch_size, torch.Generator().manual_seed(0))
-    norms = [m for m in nets.get("ema", nn.Module()).modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in nets.get("ema", nn.Module()).modules() if hasattr(m, "running_mean")]
     for i, z in enumerate(noise.split(args.batch_size) if norms else (), 1):
         for norm in norms:
             norm.momentum = 1 / i
+            norm.num_batches_tracked.zero_()
         nets["ema"].train()(z)
     columns = args.classes if 1 < args.classes <= 16 else 8
     generator = torch.Generator().manual_seed(args.seed)
@@ -291,8 +292,7 @@ def parse_args(argv=None):
     add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for G [%(default)s]")
     add("--lr-d", type=float, default=2e-4, help="and for D [%(default)s]")
     add("--lr-vae", type=float, default=1e-3, help="and for the VAE [%(default)s]")
-    add("--decay", type=float, default=0.2,
-        help="last share of the updates, over which G's and D's rates fall to 0 [%(default)s]")
+    add("--decay", type=float, default=0.2, help="last share, over which rates fall [%(default)s]")
     add("--ema", type=float, default=0.99, help="samples: average of G's weights [%(default)s]")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")
     add("--compile", action="store_true", help="torch.compile G and D")

@@ -288,7 +288,7 @@ CLIP = 10.0  # the largest norm of DRAW's gradient
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser("draw_gan.py", None, "DRAW and DRAW-GAN", allow_abbrev=False)
+    parser = argparse.ArgumentParser("draw_gan.py", argparse.SUPPRESS, "DRAW", allow_abbrev=False)
     add = parser.add_argument_group("data").add_argument
     add("--dataset", type=data.path, default="digits",
         help=f"a folder of images, or one of {', '.join(data.DATASETS)} [%(default)s]")

@@ -727,7 +727,7 @@ def nearest(x, k, queries=None):
         for some in part[~sure].split(64) if wanted < most else ():
             every = _distances(asked[some], rows)
             if queries is None:
-                every[torch.arange(len(some)), some] = math.inf
+                every.scatter_(1, some[:, None], math.inf)
             every, order = every.sort(dim=1, stable=True)
             distances[some], indices[some] = every[:, :k], order[:, :k]
     return distances, indices
@@ -1298,7 +1298,8 @@ GAM_NOTES = """
 r_sample below 1: M1, the first, wins; above 1: M2. eq. 11: a tie unless r_test is
 within a factor of {:g} of 1; overfit: unless the Ds' ratios of test to training
 errors are, of each other. 95 %: for the choice of images, not for another training;
-all pairs: smallest and largest, of groups of runs. error: of the one D (Table 3)."""
+all pairs: smallest and largest of two groups of runs; won: M1's and M2's by eq. 11.
+error: of the one D on the samples of a run that has none (Table 3)."""
 
 
 def gam_command(args):
@@ -1308,7 +1309,8 @@ def gam_command(args):
         raise InputError("a battle needs two runs, and at least one of them a discriminator")
     if len(groups) < 2:
         groups = {i: [i] for i in range(len(runs))}
-    sides = [(name if len(of) > 1 else runs[of[0]].name, of) for name, of in groups.items()]
+    sides = [(re.sub(r"\d+$", "*" if len(of) > 1 else r"\g<0>", runs[of[0]].name), of)
+             for of in groups.values()]
     classes = [run.classes for run in runs if run.conditional]
     if any(names != classes[0] for names in classes):
         raise InputError("the conditional runs have different classes: no battle")

@@ -72,7 +72,7 @@ def test_networks_compute_what_they_do_on_the_cpu(script, flags):
     args = module.parse_args(["--dataset", "mnist", *flags.split()])
     args.class_names = [str(k) for k in range(10)]
     args.classes = 10 if "--conditional" in flags else 0
-    args.width = getattr(args, "width", None) or 16
+    args.width = 16 if script == "dcgan" else None
     torch.manual_seed(0)
     nets = {k: net.eval() for k, net in module.build(args).items()}
     drawn = []
