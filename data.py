@@ -255,10 +255,10 @@ def check_flags(parser, args, may_be_0=()):
     """parser.error for a number that is out of range, and for --sample without --resume."""
     for name, value in vars(args).items():
         if type(value) in (int, float) and name != "seed":
-            most = 1 if name in ("decay", "ema") else math.inf
+            most = {"ema": 1, "decay": math.nextafter(1, 2)}.get(name, math.inf)
             if not (0 < value < most or value == 0 and name in may_be_0):
                 flag, least = name.replace("_", "-"), "0 or more" if name in may_be_0 else "above 0"
-                parser.error(f"--{flag} must be {least}, and below {most}, not {value}")
+                parser.error(f"--{flag} must be {least}, and below {most:g}, not {value}")
     if not -(2**63) <= args.seed < 2**63:
         parser.error("--seed has more than 64 bits")
     if args.sample and not args.resume:

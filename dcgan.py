@@ -3,7 +3,7 @@
 GAN: Goodfellow et al. 2014, arXiv:1406.2661; WGAN: Arjovsky, Chintala and Bottou 2017,
 arXiv:1701.07875; DCGAN: Radford, Metz and Chintala 2016, arXiv:1511.06434.
 
-    python dcgan.py --dataset lsun-rooms           the paper's run: 64 px, 1024 to 128 maps
+    python dcgan.py --dataset lsun-rooms           the paper's run, on GRAN's rooms, not bedrooms
     python dcgan.py --iters 20                     a smoke run; --arch dense: GAN; --objective wgan
     python dcgan.py --resume RUN --explore walk    one of six looks into a trained run
 
@@ -14,7 +14,7 @@ Differs from the papers (results: assets/RESULTS.md):
 - G learns from the noise that D met last; dense networks train as the others, not with momentum.
 - Rates fall to 0 at the end (--decay); samples come from an average of G's weights (--ema).
 - forget drops maps of the last hidden layer, not the second highest, and only as many as it takes;
-  features learns from 10,000 images; nearest misses the slides' 3 %; there is no turn vector.
+  features learns from 10,000 images; nearest errs in more than the slides' 3 %; no turn vector.
 """
 
 import argparse
@@ -224,7 +224,7 @@ def draw_pictures(nets, args, folder, step):
 
 # ---- training ------------------------------------------------------------------------------------
 
-COLUMNS = ["loss_d", "loss_g", "d_real", "d_fake", "spread"]  # of log.csv; spread: of variances
+COLUMNS = ["loss_d", "loss_g", "d_real", "d_fake", "spread"]  # spread near 0: G has collapsed
 
 
 def parse_args(argv=None):
@@ -252,7 +252,7 @@ def parse_args(argv=None):
     add("--batch-size", type=int, help="[128, wgan 64: the papers'; at most a quarter of the set]")
     add("--lr-g", type=float, help="learning rate for G [2e-4 (Adam), wgan 5e-5: the papers']")
     add("--lr-d", type=float, help="and for D or the critic [the same]")
-    add("--decay", type=float, default=0.2, help="last share, with falling rates [%(default)s]")
+    add("--decay", type=float, default=0.2, help="last share of updates: rates fall to 0 [0.2]")
     add("--ema", type=float, default=0.99, help="samples: average of G's weights [%(default)s]")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")
     add("--compile", action="store_true", help="torch.compile the networks")
@@ -333,7 +333,7 @@ def train(args):
         G, D = torch.compile(G), torch.compile(D)
 
     def one_update(x, y):
-        z = draw_z(x[:, :, 0, 0, 0].numel(), nets["G"].z_dim, device=device).unflatten(0, (k, -1))
+        z = draw_z(x.shape[:2].numel(), nets["G"].z_dim, device=device).unflatten(0, (k, -1))
         y = y if args.conditional else [None] * k
         losses = update(G, D, opt_G, opt_D, x, y, z, autocast, wgan)
         if args.ema:
@@ -341,7 +341,7 @@ def train(args):
         return losses
 
     batches = data.batches(images, args.batch_size, device, args.seed, start * k, labels)
-    groups = (tuple(map(torch.stack, zip(*group))) for group in zip(*[batches] * k))
+    groups = (tuple(map(torch.stack, zip(*group))) for group in zip(*[batches] * k))  # k in one
     updates = data.captured(one_update, groups, args.graph and cuda)
     every, stop = args.sample_every or (2000 if cuda else 200), data.stop_signals()
     for step in range(start + 1, total + 1):

@@ -108,9 +108,8 @@ class Generator(nn.Module):
     def forward(self, z, every_step=False):
         """z (T, B, Z) -> images (B, C, S, S) in [0, 1]; every_step: canvases (T, B, C, S, S)."""
         C, dC, canvases = 0, None, []
-        for z_t in z:
-            h_c = torch.zeros_like(z_t) if dC is None else self.g(dC)  # eq. 6: the last update
-            h_z = torch.tanh(self.W(z_t))                              # eq. 7
+        for h_z in torch.tanh(self.W(z)):                              # eq. 7, at all steps
+            h_c = torch.zeros_like(h_z) if dC is None else self.g(dC)  # eq. 6: the last update
             dC = self.f(torch.cat([h_z, h_c], 1))                      # eq. 8
             C = C + dC.float()
             canvases.append(C)

@@ -222,8 +222,11 @@ def restore_run(path, nets, optimisers):
         for name, optimiser in optimisers.items():
             own = [{key: group[key] for key in ("lr", "capturable", "fused") if key in group}
                    for group in optimiser.param_groups]
-            optimiser.load_state_dict(checkpoint["optimisers"][name])
-            for group, kept in zip(optimiser.param_groups, own):
+            saved = checkpoint["optimisers"][name]
+            for group, kept in zip(saved["param_groups"], own):  # decides where its steps live
+                group.update(kept)
+            optimiser.load_state_dict(saved)
+            for group, kept in zip(optimiser.param_groups, own):  # the same rate tensor as before
                 group.update(kept)
         torch.set_rng_state(checkpoint["rng"]["cpu"])
         torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"][: torch.cuda.device_count()])
@@ -929,14 +932,13 @@ def _in_batches(function, images, device, batch_size=250):
 def test_accuracy(classifier, images, labels):
     """Share of images (n, C, S, S) that are read as their labels (n,) (DE-GAN, Table V).
 
-    ValueError for images without a label (-1).
+    Images without a label (-1) do not count; nan where none has one.
     """
     labels = torch.as_tensor(labels)
-    if len(labels) != len(images) or (labels < 0).any():
-        raise ValueError(f"labels: every image needs one, but of {len(images)} images "
-                         f"{(labels >= 0).sum()} have a label (-1 is none)")
+    if len(labels) != len(images):
+        raise ValueError(f"labels: {len(labels)} for {len(images)} images")
     logits = _in_batches(classifier, images, classifier.labels.device)
-    return _reading(classifier, logits, labels)["accuracy"]
+    return _reading(classifier, logits, labels).get("accuracy", math.nan)
 
 
 def _reading(classifier, logits, labels):
@@ -1267,7 +1269,7 @@ def eval_command(args):
           f"FID on {kind} features ({known['real_features'].shape[1]} numbers), others on pixels; "
           f"sigma {known['bandwidth']:.2f}")
     error = None if classifier is None else classifier.test_error
-    if classifier is not None:
+    if classifier is not None and error == error:  # not nan
         print(f"the classifier misreads {error:.2%} of the held-out images that have a label")
     print()
     print_table(EVAL, rows)

@@ -105,7 +105,8 @@ def evaluation(dataset, data_dir):
         command += ["--data-dir", data_dir]
         subprocess.run(command, check=True)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-        print(f"eval of one run, n = 10,000: {time.perf_counter() - began:.2f} s in all, peak {peak:.2f} GiB")
+        seconds = time.perf_counter() - began
+        print(f"eval of one run, n = 10,000: {seconds:.2f} s in all, peak {peak:.2f} GiB")
 
 
 PARTS = {"frechet": frechet, "neighbours": neighbours, "mmd": mmd, "eval": evaluation}
@@ -121,5 +122,5 @@ if __name__ == "__main__":
     else:
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
         for part in args.part or PARTS:
-            command = [sys.executable, __file__, part, "--dataset", args.dataset, "--data-dir", args.data_dir]
-            subprocess.run(command, check=True)
+            command = [sys.executable, __file__, part, "--dataset", args.dataset]
+            subprocess.run([*command, "--data-dir", args.data_dir], check=True)

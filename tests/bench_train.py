@@ -82,7 +82,7 @@ def make_usual():
 
 
 def timed(argv):
-    """In a process of its own: the script's updates, timed; prints seconds an update, batch size."""
+    """In a process of its own: time the script's updates; prints seconds of one, and batch size."""
     usual, updates, script, *flags = argv
     import torch
 

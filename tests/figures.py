@@ -198,6 +198,8 @@ def runs_of(found, name):
 
 
 def table(head, rows):
+    if not any(row[0][:1] != "*" for row in rows):
+        return "*Not run with this version.*"
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
@@ -227,7 +229,7 @@ def measured(found, result, models, columns=tuple(MEASURES)):
 
 def battles(found, result):
     rows = []
-    for battle in found["measures"][f"{result}-0"]["battles"]:
+    for battle in found["measures"].get(f"{result}-0", {"battles": []})["battles"]:
         name = f"{battle['M1']} vs. {battle['M2']}"
         keys = ("r_test", "r_sample", "winner", "winner_overfit")
         cells = [battle.get(key) for key in keys]
@@ -259,7 +261,20 @@ def per_class(found, result, models, paper):
     return table(["rdd (Table VI)", "paper, mean", "mean", "least and most digit"], rows)
 
 
-REAL = {"*real test images*": "real test images"}
+def kernels(found):
+    """assets/kernels.csv: kernels an update on CUDA, counted on a stub of its runtime."""
+    rows = list(csv.reader((ROOT / "assets/kernels.csv").open(newline="")))
+    return table(rows[0], rows[1:])
+
+
+def speed(found):
+    rows = [[row["part"], row["batch"], f"{row['ms']:.1f}", f"{row['images_per_s']:.0f}",
+             "{:.2f} to {:.2f}".format(row["ratios"][0], row["ratios"][-1])]
+            for row in found["measures"].get("speed", {"rows": []})["rows"]]
+    return table(["MNIST size", "batch", "ms an update", "images/s", "times the usual loop"], rows)
+
+
+REAL = {"*other real images*": "other real images"}
 GRAN = {f"GRAN{T}": f"gran{T}-SEED" for T in (1, 3, 5)}
 DRAW = {"DRAW": "draw-SEED", "DRAW-GAN": "draw-gan-SEED", "VAE": "vae-SEED", "InfoVAE": "info-SEED"}
 LABELS = {"DE-GAN": "de_gan-labels-SEED", "DCGAN": "dcgan-labels-SEED", "AAE": "aae-labels-SEED",
@@ -270,6 +285,8 @@ CIFAR10 = {"DCGAN": "dcgan-cifar10-SEED", "DE-GAN": "de_gan-cifar10-SEED",
 PIXELS = ("FID", "MMD, 1e-3", "kNN, min", "rdd")  # where there is no classifier
 TABLES = {
     "made": lambda f: "Commit {commit}, torch {torch}, {machine}.".format(**f["made"]),
+    "kernels": kernels,
+    "speed": speed,
     "gran": lambda f: measured(f, "gran", REAL | GRAN),
     "noise": lambda f: measured(f, "noise", {"one noise": "gran3-once-SEED",
                                              "a noise for each step": "gran3-per-step-SEED"}),

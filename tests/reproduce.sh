@@ -6,12 +6,21 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export JOBS=${JOBS:-2} DATA=${DATA:-data} DEVICE=${DEVICE:-cpu} ITERS=${ITERS:-}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-PARTS=" ${*:-gran draw dcrw labels wgan others telugu faces cifar10} "
+PARTS=" ${*:-quick gran draw dcrw labels wgan others telugu faces cifar10} "
 mkdir -p runs results
 [ -d "$DATA/telugu" ] || PARTS=${PARTS/ telugu / }  # nobody publishes it
 
 # part, run (runs/RUN-SEED), number of seeds, script and flags
 runs() { cat <<'END'
+quick    gran1-quick       3  gran.py --dataset mnist --steps 1 --epochs 3
+quick    gran3-quick       3  gran.py --dataset mnist --steps 3 --epochs 3
+quick    gran5-quick       3  gran.py --dataset mnist --steps 5 --epochs 3
+quick    draw-quick        3  draw_gan.py --dataset mnist --epochs 4
+quick    draw-gan-quick    3  draw_gan.py --dataset mnist --objective draw-gan --epochs 3
+quick    dcrw-quick        3  dcrw.py --dataset mnist --epochs 4
+quick    vae-quick         3  vae.py --dataset mnist
+quick    dcgan-quick       3  dcgan.py --dataset mnist --conditional --epochs 4
+quick    de_gan-quick      3  de_gan.py --dataset mnist --conditional --epochs 2
 gran     gran1             3  gran.py --dataset mnist --steps 1 --epochs 6
 gran     gran3             3  gran.py --dataset mnist --steps 3 --epochs 6
 gran     gran5             3  gran.py --dataset mnist --steps 5 --epochs 6
@@ -47,6 +56,8 @@ END
 
 # part, result (results/RESULT-SEED.json), number of seeds, command; SEED is each of them
 measures() { cat <<'END'
+quick    quick             3  eval runs/gran1-quick-SEED runs/gran3-quick-SEED runs/gran5-quick-SEED runs/draw-quick-SEED runs/draw-gan-quick-SEED runs/dcrw-quick-SEED runs/vae-quick-SEED runs/dcgan-quick-SEED runs/de_gan-quick-SEED
+quick    battles           1  gam runs/gran1-quick-0,runs/gran1-quick-1,runs/gran1-quick-2 runs/gran3-quick-0,runs/gran3-quick-1,runs/gran3-quick-2 runs/gran5-quick-0,runs/gran5-quick-1,runs/gran5-quick-2
 gran     gran              3  eval runs/gran1-SEED runs/gran3-SEED runs/gran5-SEED
 gran     noise             1  eval runs/gran3-once-SEED runs/gran3-per-step-SEED
 gran     table2            1  gam runs/gran1-0,runs/gran1-1,runs/gran1-2 runs/gran3-0,runs/gran3-1,runs/gran3-2 runs/gran5-0,runs/gran5-1,runs/gran5-2

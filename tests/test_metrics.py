@@ -510,9 +510,11 @@ def test_accuracy_and_confidence_by_hand():
     assert found["accuracy"] == pytest.approx(2 / 3) and found["above_0.9"] == 0.5
     assert found["accuracy_per_class"] == {0: 1, 1: 1, 2: 0}
     assert found["mean_confidence"] == pytest.approx((0.5 + 0.88 + 0.95 + 0.99) / 4)
-    for wrong in (labels[:2], torch.tensor([0, 1, 2, -1])):
-        with pytest.raises(ValueError, match="^labels: .* of 4 images"):
-            metrics.test_accuracy(Reader(), x, wrong)
+    some = torch.tensor([-1, -1, 2, 2])  # those without a label do not count
+    assert metrics.test_accuracy(Reader(), x, some) == 0.5
+    assert math.isnan(metrics.test_accuracy(Reader(), x, torch.full((4,), -1)))
+    with pytest.raises(ValueError, match="^labels: 2 for 4 images"):
+        metrics.test_accuracy(Reader(), x, labels[:2])
 
 
 def test_inception_is_pytorch_fids(monkeypatch, tmp_path):
