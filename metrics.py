@@ -1269,7 +1269,7 @@ def eval_command(args):
           f"FID on {kind} features ({known['real_features'].shape[1]} numbers), others on pixels; "
           f"sigma {known['bandwidth']:.2f}")
     error = None if classifier is None else classifier.test_error
-    if classifier is not None and error == error:  # not nan
+    if classifier is not None and math.isfinite(error):
         print(f"the classifier misreads {error:.2%} of the held-out images that have a label")
     print()
     print_table(EVAL, rows)

@@ -442,7 +442,8 @@ def folder(tmp_path_factory):
 
 def run(folder, out, *more):
     """Trains a small DRAW for two updates -> the rows of log.csv and the checkpoint."""
-    small = "--steps 3 --hidden 16 --z-dim 4 --batch-size 8 --device cpu --write 3 --no-amp".split()
+    small = ["--steps", "3", "--hidden", "16", "--z-dim", "4", "--write", "3"]
+    small += ["--batch-size", "8", "--device", "cpu", "--no-amp"]
     places = ["--dataset", str(folder), "--data-dir", str(out), "--out", str(out / "run")]
     draw_gan.main([*places, "--iters", "2", *small, *more])
     with open(out / "run/log.csv") as file:
@@ -454,7 +455,7 @@ def run(folder, out, *more):
     ("grey", ""), ("colour", "--no-attention"), ("grey", "--objective draw-gan --warm-up 1"),
 ])
 def test_a_run_leaves_its_pictures_and_its_bound(folder, tmp_path, capsys, kind, more):
-    rows, saved = run(folder / kind, tmp_path, *more.split())
+    _rows, saved = run(folder / kind, tmp_path, *more.split())
     out, text = tmp_path / "run", capsys.readouterr().out
     for name in ("samples/000002.png", "steps.png", "reconstructions.png"):
         assert (out / name).stat().st_size > 0
@@ -485,7 +486,7 @@ def test_rows_of_updates_after_the_checkpoint_leave_bound_csv(tmp_path):
     file, args = tmp_path / "bound.csv", argparse.Namespace(batch_size=4, binarise=True)
     file.write_text("step,images,bound,reconstruction,kl\n2,4,3,2,1\n4,4,3,2,1\n6,4,3,2,1\n")
     draw_gan.write_bound({"G": small()}, args, tmp_path, 4, torch.zeros(4, 1, 8, 8))
-    head, first, last = file.read_text().splitlines()
+    _head, first, last = file.read_text().splitlines()
     assert first == "2,4,3,2,1" and last.startswith("4,4,") and last != "4,4,3,2,1"
 
 
