@@ -275,6 +275,18 @@ def planned_updates(args, epochs, batches=1):
     return max(planned, args.iters or 0)
 
 
+def due(step, total, args, stop, every=200):
+    """-> whether this update has a printed line; a checkpoint and pictures; is the last.
+
+    Lines: updates 1, 10 and every args.log_every. Pictures: update 100, and every
+    args.sample_every, by default `every`, on CUDA ten times that.
+    """
+    every = args.sample_every or every * (10 if args.device.startswith("cuda") else 1)
+    ends = step == total or bool(stop)
+    saves = ends or step == 100 or step % every == 0
+    return saves or step in (1, 10) or step % args.log_every == 0, saves, ends
+
+
 class Stopped(Exception):
     """Ctrl-C or SIGTERM, after the checkpoint; its text is the run's folder."""
 

@@ -343,20 +343,19 @@ def train(args):
     batches = data.batches(images, args.batch_size, device, args.seed, start * k, labels)
     groups = (tuple(map(torch.stack, zip(*group))) for group in zip(*[batches] * k))  # k in one
     updates = data.captured(one_update, groups, args.graph and cuda)
-    every, stop = args.sample_every or (2000 if cuda else 200), data.stop_signals()
+    stop = data.stop_signals()
     for step in range(start + 1, total + 1):
         share = (planned + 1 - step) / (falling + 1)  # of the learning rates
         if share < 1:
             opt_G.param_groups[0]["lr"].fill_(args.lr_g * share)
             opt_D.param_groups[0]["lr"].fill_(args.lr_d * share)
         sums = next(updates)
-        ends = step == total or bool(stop)
-        saves = ends or step == 100 or step % every == 0
-        if saves or step in (1, 10) or step % args.log_every == 0:
+        shows, saves, ends = data.due(step, total, args, stop)
+        if shows:
             log(step, sums, "D {:.3f} G {:.3f} | D(x) {:.2f} D(G(z)) {:.2f} | spread {:.2f}")
         if saves:
-            metrics.save_run(folder, "dcgan", args, step, nets, optimisers)
             draw_pictures(nets, args, folder, step)
+            metrics.save_run(folder, "dcgan", args, step, nets, optimisers)
         if ends:
             break
     if step < total:

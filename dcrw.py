@@ -8,13 +8,13 @@ In each of T steps a CNN reads a glimpse of the image and of what the canvas lac
 drawn, and an LSTM writes a patch to the canvas. The image is the sigmoid of the last canvas.
 
 Differs from the paper:
-- Eq. 27 prints T / 2; here it is T Z / 2, as the divergence has, so L_x + L_z is a bound in nats.
-- Table I's L_z of 1.5 nats cannot code ten digits (2.3). One noise for all T steps gives such an
-  L_z (`--noise once`), since z_1 - z_2 then costs nothing: that is no bound.
+- Eq. 27 subtracts T / 2; the divergence has T Z / 2, so that L_x + L_z is a bound in nats.
+- Table I's L_z of 1.5 nats cannot name one of ten digits (2.3). One noise for all T steps gives
+  such an L_z (`--noise once`), since z_1 - z_2 then costs nothing, but L_x + L_z is then no bound.
 - Eq. 9 puts h_dec, which is no image, into the CNN; here it joins the CNN's maps. Eq. 15 lacks
   sigma; eq. 23 prints read's product: here it is DRAW's. p(x | c_T) is Bernoulli, as in section IV.
-- The first canvas (at the start the mean image), the first windows (the whole image, ones write
-  ones) and the LSTM's first state are learned. The paper gives no z, batch, rate or length.
+- Learned: the first canvas (it starts as the mean image), the first windows (as the whole image)
+  and the LSTM's first state. The paper gives no Z, batch size, learning rate or number of updates.
 - Adam's rate falls linearly to a twentieth; the gradient's norm is clipped at 5.
 """
 
@@ -42,12 +42,12 @@ def filterbank(params, N, S):
     """
     i = torch.arange(1, N + 1, device=params.device, dtype=params.dtype)
     a = torch.arange(1, S + 1, device=params.device, dtype=params.dtype)
-    g = (S + 1) / 2 * (params[:, :2] + 1)                      # eqs. 16, 17: x, then y (B, 2)
-    variance, delta, gamma = params[:, 2:].exp().split(1, 1)   # (B, 1) each
+    g = (S + 1) / 2 * (params[:, :2] + 1)                      # eqs. 16, 17: (B, 2), x then y
+    variance, delta, gamma = params[:, 2:].exp().split(1, 1)   # eq. 15: (B, 1) each
     delta = (S - 1) / max(N - 1, 1) * delta                    # eq. 18: stride
     mu = g[:, :, None] + ((i - N / 2 - 0.5) * delta)[:, None]  # eqs. 13, 14, i from 1: (B, 2, N)
-    exponent = (a - mu[..., None]).square() * (-0.5 / variance)[..., None, None]
-    F_x, F_y = torch.softmax(exponent, 3).unbind(1)            # eqs. 19, 20: softmax divides by Z
+    exponent = (a - mu[..., None]).square() * (-0.5 / variance)[..., None, None]  # (B, 2, N, S)
+    F_x, F_y = torch.softmax(exponent, 3).unbind(1)            # eqs. 19, 20; Z is softmax's sum
     return F_x, F_y, gamma
 
 
@@ -79,7 +79,7 @@ class DCRW(nn.Module):
         self.size, self.z_dim, self.steps, self.noise = size, z_dim, steps, noise
         self.N_read, self.N_write = read, write
         seen, side = (2 * channels, read) if read else (channels, size)
-        self.cnn = nn.Sequential(  # pooling before ReLU gives the same, sooner
+        self.cnn = nn.Sequential(  # pooling before ReLU: the same result, less work
             nn.Conv2d(seen, 32, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU(),
             nn.Conv2d(32, 64, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU(),
         )  # fmt: skip
@@ -90,9 +90,10 @@ class DCRW(nn.Module):
         self.write_what = nn.Linear(hidden, channels * write * write)
         self.h_0 = nn.Parameter(torch.zeros(2, hidden))  # h and cell
         self.c_0 = nn.Parameter(torch.zeros(channels, size, size))
-        self.write_at.bias.data.copy_(whole_image(write, size, (write / size) ** 2))  # 1 writes 1
+        at_first = whole_image(write, size, (write / size) ** 2)  # a patch of ones writes ones
+        self.write_at.bias.data.copy_(at_first)
         if read:
-            self.read_at.bias.data.copy_(whole_image(read, size, 1))                  # 1 reads 1
+            self.read_at.bias.data.copy_(whole_image(read, size, 1))  # ones read as ones
 
     def draw_noise(self, n, steps=None, generator=None, device=None):
         """N(0, 1), (T, n, Z): q's noise, or z of the prior; "once": the same at every step."""
@@ -103,9 +104,9 @@ class DCRW(nn.Module):
     def forward(self, x, noise, every_step=False):
         """-> c_T (B, C, S, S), logits; mu, log sigma (T, B, Z). every_step: c_1 to c_T, stacked."""
         if self.read_at is None:
-            mu, log_sigma = self.q(self.features(x)).float().chunk(2, 1)  # eq. 29: once
+            mu, log_sigma = self.q(self.features(x)).float().chunk(2, 1)  # eq. 29: (B, Z) each
             mu, log_sigma = mu.expand_as(noise), log_sigma.expand_as(noise)
-            updates = self.updates(mu + log_sigma.exp() * noise)      # eqs. 30 to 32
+            updates = self.updates(mu + log_sigma.exp() * noise)          # eqs. 30 to 32
             return self.c_0 + (updates.cumsum(0) if every_step else updates.sum(0)), mu, log_sigma
         h, cell = self.h_0[:, None].expand(-1, len(x), -1)
         c, canvases, q = self.c_0.expand_as(x), [], []
@@ -113,10 +114,10 @@ class DCRW(nn.Module):
             error = x - torch.sigmoid(c)                              # eq. 7
             window = filterbank(self.read_at(h).float(), self.N_read, self.size)
             r = read(torch.cat([x, error], 1), *window)               # eq. 8: (B, 2C, N, N)
-            h_enc = torch.cat([self.features(r), h], 1)               # eq. 9
-            mu, log_sigma = self.q(h_enc).float().chunk(2, 1)         # eqs. 5, 6
-            h, cell = self.decode(mu + log_sigma.exp() * eps, h, cell)  # eqs. 10, 11
-            c = c + self.update(h)                                    # eq. 12
+            h_enc = torch.cat([self.features(r), h], 1)               # eq. 9: (B, features + H)
+            mu, log_sigma = self.q(h_enc).float().chunk(2, 1)         # eqs. 5, 6: (B, Z) each
+            h, cell = self.decode(mu + log_sigma.exp() * eps, h, cell)  # eqs. 10, 11: (B, H) each
+            c = c + self.update(h)                                    # eq. 12: (B, C, S, S)
             canvases.append(c)
             q.append((mu, log_sigma))
         return (torch.stack(canvases) if every_step else c), *map(torch.stack, zip(*q))
@@ -131,8 +132,8 @@ class DCRW(nn.Module):
             return self.rnn(z, (h, cell))
 
     def update(self, h):
-        """What h (B, H) writes on the canvas, (B, C, S, S) (eqs. 22, 23)."""
-        patch = self.write_what(h).float().unflatten(1, (-1, self.N_write, self.N_write))
+        """What h (B, H) writes on the canvas, (B, C, S, S) (eq. 23)."""
+        patch = self.write_what(h).float().unflatten(1, (-1, self.N_write, self.N_write))  # eq. 22
         window = filterbank(self.write_at(h).float(), self.N_write, self.size)
         return write(patch, *window).float()
 
@@ -143,11 +144,11 @@ class DCRW(nn.Module):
         for z_t in z:
             h, cell = self.decode(z_t, h, cell)                       # eqs. 11, 31
             states.append(h)
-        return self.update(torch.cat(states)).unflatten(0, z.shape[:2])
+        return self.update(torch.cat(states)).unflatten(0, z.shape[:2])  # from (T B, C, S, S)
 
 
 def reconstruction(c, x):
-    """L_x (B,) = -log p(x | c_T) of logits c, nats an image (eq. 25). C S^2 log 2 at c = 0."""
+    """L_x (B,) = -log p(x | c_T) of logits c, in nats (eq. 25). C S^2 log 2 at c = 0."""
     return F.binary_cross_entropy_with_logits(c, x, reduction="none").flatten(1).sum(1)
 
 
@@ -182,9 +183,9 @@ def sample(nets, n, labels=None, generator=None, batch_size=100, steps=None):
 
 @torch.no_grad()
 def bound(nets, images, batch_size=100, seed=0):
-    """Mean L_x and L_z of images uint8 (n, C, S, S), in nats an image, and L_z of each step (list).
+    """-> mean L_x, mean L_z and [L_z of each step], in nats, of images uint8 (n, C, S, S).
 
-    L_x + L_z is at least the mean of -log p(b) over binary images b, pixels 1 with chance x.
+    L_x + L_z bounds the mean -log p(b) from above, of binary images b: pixels 1 with chance x.
     """
     net, generator, sums = nets["DCRW"], torch.Generator().manual_seed(seed), 0
     for part in images.split(batch_size):
@@ -197,7 +198,7 @@ def bound(nets, images, batch_size=100, seed=0):
 
 
 def write_bound(nets, args, images, folder, step):
-    """bound.csv, and a printed line."""
+    """The bound of held-out images, as bound.csv and a printed line."""
     L_x, L_z, _ = bound(nets, images, args.batch_size)
     row = f"{step},{len(images)},{L_x + L_z:.4f},{L_x:.4f},{L_z:.4f}"
     (folder / "bound.csv").write_text(f"step,images,bound,reconstruction,kl\n{row}\n")
@@ -247,7 +248,7 @@ def parse_args(argv=None):
     add("--seed", type=int, default=0, help="of weights, batches and latents [%(default)s]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
     add("--log-every", type=int, default=50, help="updates between printed lines [%(default)s]")
-    add("--sample-every", type=int, help="updates between pictures [500; 2,000 on CUDA]")
+    add("--sample-every", type=int, help="updates between pictures [200; 2,000 on CUDA]")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, help="[15, digits 5, at least 3,000 updates; paper: not given]")
     add("--iters", type=int, help="stop after this many updates, whatever --epochs says")
@@ -265,7 +266,7 @@ def parse_args(argv=None):
     add("--noise", choices=["per-step", "once"], default="per-step", help="once: Table I's L_z")
     args = parser.parse_args(argv)
     data.check_flags(parser, args)
-    free = {"steps", "seed"} if args.sample else ()  # what may differ from the run's own
+    free = {"steps"} if args.sample else ()  # what may differ from the run's own
     return metrics.resumed_args(parser, argv, "dcrw", free) if args.resume else args
 
 
@@ -276,7 +277,7 @@ def update(net, optimiser, x, noise, autocast):
     L_x, L_z = reconstruction(c, x).mean(), kl(mu, log_sigma).sum(0).mean()
     optimiser.zero_grad()
     (L_x + L_z).backward()
-    nn.utils.clip_grad_norm_(net.parameters(), 5.0)  # a window that jumps gives a huge one
+    nn.utils.clip_grad_norm_(net.parameters(), 5.0)  # a window that jumps has a huge gradient
     optimiser.step()
     return torch.stack([L_x, L_z]).detach()
 
@@ -291,7 +292,7 @@ def train(args):
     nets = build(args)
     net = nets["DCRW"].to(device, memory_format=torch.channels_last)
     mean = images[:: len(images) // 10_000 + 1].float().mean(0) / 255
-    net.c_0.data.copy_(torch.logit(mean, eps=0.01))
+    net.c_0.data.copy_(torch.logit(mean, eps=0.01))  # the first canvas
     optimiser = torch.optim.Adam(net.parameters(), args.lr, fused=True, capturable=True)
     rate = torch.tensor(args.lr, device=device)  # a tensor: it falls while a CUDA graph is replayed
     optimiser.param_groups[0]["lr"] = rate
@@ -300,8 +301,7 @@ def train(args):
     planned = data.planned_updates(args, epochs=5 if args.dataset == "digits" else 15)
     total = args.iters or planned
     log = metrics.open_log(folder, args, nets, start, total, ["loss_x", "loss_z"])
-    if args.compile:  # nets stays plain, for checkpoints and samples
-        net = torch.compile(net)
+    net = torch.compile(net) if args.compile else net  # nets stays plain, for checkpoints, samples
 
     def one_update(x):
         noise = nets["DCRW"].draw_noise(len(x), device=device)
@@ -309,14 +309,12 @@ def train(args):
 
     batches = data.batches(images, args.batch_size, device, args.seed, start)
     updates = data.captured(one_update, batches, args.graph and device.type == "cuda")
-    every = args.sample_every or (2000 if device.type == "cuda" else 500)
     stop = data.stop_signals()
     for step in range(start + 1, total + 1):
         rate.fill_(args.lr * max(1 - (step - 1) / planned, 0.05))
         sums = next(updates)
-        ends = step == total or bool(stop)
-        saves = ends or step == 100 or step % every == 0
-        if saves or step in (1, 10) or step % args.log_every == 0:
+        shows, saves, ends = data.due(step, total, args, stop)
+        if shows:
             log(step, sums, "L_x {:.2f} L_z {:.2f} nats")
         if saves:
             draw_pictures(nets, args, held_out, folder, step)

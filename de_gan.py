@@ -414,7 +414,6 @@ def train(args):
     total, falling = args.vae_iters + (args.iters or planned), int(args.decay * planned)
     log = metrics.open_log(folder, args, nets, start, total, VAE_LINE[1] + GAME_LINE[1])
     updates = run_updates(args, nets, optimisers, images, labels, start, total, autocast)
-    every = args.sample_every or (2000 if device.type == "cuda" else 200)
     last_D, stop = [], data.stop_signals()
     for step in range(start + 1, total + 1):
         game = step - args.vae_iters  # the update of D and G; up to 0 the VAE has its turn
@@ -425,9 +424,9 @@ def train(args):
         sums = next(updates)
         if share < 0.5 and (planned - game) % (falling // 20 + 1) == 0:  # GAM averages over these
             last_D = [*last_D, copy.deepcopy(nets["D"].state_dict())][-10:]
-        ends = step == total or bool(stop)
-        saves = ends or game in (0, 100) or step % every == 0
-        if saves or step in (1, 10) or game in (1, 10) or step % args.log_every == 0:
+        shows, saves, ends = data.due(step, total, args, stop)
+        saves = saves or game in (0, 100)  # the VAE is trained; the first grid of the game
+        if shows or game in (0, 1, 10, 100):
             log(step, sums, *(GAME_LINE if game > 0 else VAE_LINE))
         if saves:
             if game > 0:

@@ -1,7 +1,7 @@
 """DRAW (Gregor et al. 2015, arXiv:1502.04623) and DRAW-GAN (Renkila, Ganivada, Bapi).
 
-    python draw_gan.py --dataset mnist --steps 64 --epochs 300 --lr-g 1e-3    DRAW: 80.97 nats
-    python draw_gan.py --dataset mnist --objective draw-gan --steps 20        DRAW-GAN
+    python draw_gan.py --dataset mnist --steps 64 --epochs 300 --lr-g 1e-3  DRAW (paper: 80.97 nats)
+    python draw_gan.py --dataset mnist --objective draw-gan --steps 20      DRAW-GAN
     python draw_gan.py --iters 20          a smoke run of DRAW, nothing to download
 
 At each of T steps the encoder reads a glimpse of the image and of what the canvas lacks, z_t is
@@ -9,13 +9,13 @@ drawn, and the decoder writes a patch. The image is the sigmoid of the canvas. D
 bound in nats, DRAW-GAN on the bound first and then on eqs. 20 and 21.
 
 Differs from the papers:
-- Pixels and filters are counted from 1: ports that count from 0 sit one stride low. The KL keeps
-  its constant of Z / 2 a step, so that the bound is one. Adam's rates fall to a twentieth.
+- The KL's constant is Z / 2 a step (printed: 1 / 2), so that the sum is a bound in nats. Adam's
+  rates fall linearly to a twentieth.
 - The first canvas is the mean image, and the first windows cover the whole image.
-- Grey pixels are probabilities: DRAW draws 0 or 1 for every batch, DRAW-GAN takes them as they are.
+- Grey pixels are probabilities: DRAW draws 0 or 1 for every batch, DRAW-GAN trains on greys.
 - Eq. 21's L_like is the pixels' cross-entropy; the paper's, of D's features, is --likeness feature.
 - Algorithm 1 has the sign of L_GAN reversed in both updates. DRAW's part of it is -log D(x_rec) -
-  log D(x_prior), with a weight (--adversarial); as in the paper it reaches the encoder too.
+  log D(x_prior), with a weight (--adversarial); it reaches the encoder too. D has an R1 penalty.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import metrics
 
 # ---- model ---------------------------------------------------------------------------------------
 # Shapes: B batch, T drawing steps, Z length of z_t, H of the LSTMs, (C, S, S) an image, (C, N, N) a
-# glimpse of it or a patch for it. Equations of the attention are numbered as in the DRAW paper.
+# glimpse or a patch. Equations of the attention are DRAW's, all others (8 to 21) DRAW-GAN's.
 
 
 def window(params, N, S):
@@ -42,22 +42,22 @@ def window(params, N, S):
     params (B, 5): g~_x, g~_y, log sigma^2, log delta~, log gamma. -> centre g (B, 2), x then y, in
     pixels from 1; stride delta (B, 1) in pixels; variance sigma^2 (B, 1); intensity gamma (B, 1).
     """
-    g = (S + 1) / 2 * (params[:, :2] + 1)
-    variance, delta, gamma = params[:, 2:].exp().split(1, 1)
-    return g, (S - 1) / max(N - 1, 1) * delta, variance, gamma
+    g = (S + 1) / 2 * (params[:, :2] + 1)                       # eqs. 22, 23: (B, 2)
+    variance, delta, gamma = params[:, 2:].exp().split(1, 1)    # eq. 21: (B, 1) each
+    return g, (S - 1) / max(N - 1, 1) * delta, variance, gamma  # eq. 24
 
 
 def filterbank(params, N, S):
     """params (B, 5) -> filters F_x, F_y (B, N, S), rows sum to 1; gamma (B, 1) (eqs. 19 to 26).
 
     Filter i of 1..N is a Gaussian over the pixels a of 1..S at mu_i = g + (i - N/2 - 0.5) delta.
-    The softmax is exp(-(a - mu_i)^2 / (2 sigma^2)) / Z; it is finite outside the image too.
+    The softmax divides by the paper's Z, and stays finite where the window has left the image.
     """
     g, delta, variance, gamma = window(params, N, S)
     i, a = (torch.arange(1, n + 1, device=params.device, dtype=params.dtype) for n in (N, S))
-    mu = g[:, :, None] + ((i - N / 2 - 0.5) * delta)[:, None]                     # (B, 2, N)
+    mu = g[:, :, None] + ((i - N / 2 - 0.5) * delta)[:, None]  # eqs. 19, 20, i from 1: (B, 2, N)
     exponent = (a - mu[..., None]).square() * (-0.5 / variance)[..., None, None]  # (B, 2, N, S)
-    return *torch.softmax(exponent, 3).unbind(1), gamma
+    return *torch.softmax(exponent, 3).unbind(1), gamma                           # eqs. 25, 26
 
 
 def read(image, F_x, F_y, gamma):
@@ -92,7 +92,7 @@ class Draw(nn.Module):
         self.h_enc_0, self.h_dec_0 = (nn.Parameter(torch.zeros(hidden)) for _ in range(2))
 
     def draw_z(self, n, steps=None, generator=None, device=None):
-        """N(0, 1) for z_t or its noise, (T, n, Z). Noise shared by the steps would leak x."""
+        """N(0, 1), (T, n, Z). If steps shared noise, z_1 - z_2 would tell x at no cost in KL."""
         return torch.randn(steps or self.steps, n, self.z_dim, generator=generator, device=device)
 
     @torch.autocast("cuda", enabled=False)  # it would round the LSTMs' cells to bfloat16
@@ -107,22 +107,22 @@ class Draw(nn.Module):
         s_enc = s_dec = torch.zeros_like(h_dec)  # the LSTMs' cells
         canvases, windows, q = [], [], []
         for noise_t in noise:
-            z, read_at, write_at = noise_t, None, None                    # eq. 17
+            z, read_at, write_at = noise_t, None, None                    # eq. 17: (B, Z)
             if x is not None:
                 r = torch.cat([x, x - torch.sigmoid(c)], 1)               # eq. 9: (B, 2C, S, S)
                 if self.read_at:
                     read_at = self.read_at(h_dec).float()
                     r = read(r, *filterbank(read_at, self.N_read, S))     # eq. 10: (B, 2C, N, N)
                 r = torch.cat([r.flatten(1), h_dec], 1)
-                h_enc, s_enc = self.enc(r, (h_enc, s_enc))                # eq. 11
-                q.append(self.q(h_enc).float())
+                h_enc, s_enc = self.enc(r, (h_enc, s_enc))                # eq. 11: (B, H)
+                q.append(self.q(h_enc).float())                           # (B, 2Z)
                 mu, log_sigma = q[-1].chunk(2, 1)
                 z = mu + log_sigma.exp() * noise_t                        # eqs. 8 and 12
-            h_dec, s_dec = self.dec(z, (h_dec, s_dec))                    # eqs. 13 and 18
-            w = self.patch(h_dec).unflatten(1, self.patch_shape)
+            h_dec, s_dec = self.dec(z, (h_dec, s_dec))                    # eqs. 13 and 18: (B, H)
+            w = self.patch(h_dec).unflatten(1, self.patch_shape)          # (B, C, N, N)
             if self.write_at:
                 write_at = self.write_at(h_dec).float()
-                w = write(w, *filterbank(write_at, self.N_write, S))
+                w = write(w, *filterbank(write_at, self.N_write, S))      # (B, C, S, S)
             c = c + w                                                     # eqs. 14 and 19
             canvases.append(c)
             windows.append((read_at, write_at))
@@ -141,7 +141,7 @@ class Discriminator(nn.Module):
         self.out = nn.Linear(hidden, 1)
 
     def features(self, x):
-        """Eq. 21's D_l, with l = 1: (B, 32, S / 2, S / 2)."""
+        """Of layer l = 1, (B, 32, S / 2, S / 2), for L_like of eq. 21."""
         return F.leaky_relu(self.conv1(2 * x - 1), 0.2)
 
     def forward(self, x):
@@ -195,9 +195,9 @@ def build(args):
 
 @torch.no_grad()
 def bound(nets, x, seed=0, batch_size=100):
-    """-> reconstruction, kl (T,), in nats, means over x (n, C, S, S). Their sum is above -log p(x).
+    """-> reconstruction, kl (T,), in nats, means over x (n, C, S, S). Their sum bounds -log p(x).
 
-    The latents are drawn once. Grey x stands for black and white images with these probabilities.
+    One draw of the latents for each x. Grey pixels are the probabilities of black and white ones.
     """
     G, generator = nets["G"], torch.Generator().manual_seed(seed)
     reconstruction, divergence = 0, 0
@@ -219,8 +219,8 @@ def canvases(nets, n, steps=None, generator=None, batch_size=100):
 
 def sample(nets, n, labels=None, generator=None, batch_size=100, steps=None):
     """n images (n, C, S, S) in [0, 1] from the prior; DRAW has no labels."""
-    parts, whole = range(0, n, batch_size), (nets, batch_size, steps, generator, batch_size)
-    return torch.cat([canvases(*whole)[-1] for _ in parts])[:n]
+    return torch.cat([canvases(nets, batch_size, steps, generator, batch_size)[-1]
+                      for _ in range(0, n, batch_size)])[:n]
 
 
 def boxed(images, windows, zoom=3):
@@ -251,7 +251,7 @@ def draw_pictures(nets, args, folder, step, x):
     images = sample(nets, 64, None, generator.manual_seed(args.seed), args.batch_size)
     save_image(images, folder / f"samples/{step:06}.png", nrow=8)
     noise = G.draw_z(len(x), generator=generator).to(G.c_0.device)
-    shown = sorted({round(k * (G.steps - 1) / 15) for k in range(16)})
+    shown = sorted({round(k * (G.steps - 1) / 15) for k in range(16)})  # 16 steps at most
     for name, seen in ("steps", None), ("reconstructions", x.to(noise.device)):
         drawn, windows, _ = G(noise, seen)
         frames = [boxed(c.sigmoid(), [(read_at, G.N_read, "red"), (write_at, G.N_write, "lime")])
@@ -273,7 +273,7 @@ def write_bound(nets, args, folder, step, x):
     data.say(text.format(name, len(x), *nats))
     file = folder / "bound.csv"
     rows = file.read_text().splitlines()[1:] if file.exists() else []
-    rows = [row for row in rows if int(row.split(",")[0]) < step]  # later ones: of a killed run
+    rows = [row for row in rows if int(row.split(",")[0]) < step]  # later rows are a killed run's
     rows.append("{},{},{:.3f},{:.3f},{:.3f}".format(step, len(x), *nats))
     file.write_text("\n".join(["step,images,bound,reconstruction,kl", *rows]) + "\n")
 
@@ -284,7 +284,7 @@ BOUND = ("bound {:.2f} = {:.2f} reconstruction + {:.2f} KL",  # text and columns
          ["bound", "reconstruction", "kl"])
 GAME = ("D {:.3f} G {:.3f} | likeness {:.2f} KL {:.2f} | D(x) {:.2f} D(rec) {:.2f} D(prior) {:.2f}",
         ["loss_d", "loss_g", "likeness", "kl", "d_real", "d_rec", "d_prior"])
-CLIP = 10.0  # the largest norm of DRAW's gradient
+CLIP = 10.0  # gradient-norm clip of DRAW
 
 
 def parse_args(argv=None):
@@ -305,7 +305,7 @@ def parse_args(argv=None):
     add = parser.add_argument_group("training").add_argument
     add("--objective", choices=["draw", "draw-gan"], default="draw", help="[%(default)s]")
     add("--epochs", type=int, help="[30, digits 5, at least 3,000 updates]")
-    add("--iters", type=int, help="stop after this many updates; does not change the schedule")
+    add("--iters", type=int, help="stop after this many updates, whatever --epochs says")
     add("--batch-size", type=int, help="[100, DRAW-GAN's authors 64; at most 1/4 of the images]")
     add("--lr-g", type=float, default=2e-3, help="DRAW's learning rate at the start [%(default)s]")
     add("--lr-d", type=float, default=6e-4, help="D's learning rate at the start [%(default)s]")
@@ -313,7 +313,7 @@ def parse_args(argv=None):
     add("--likeness", choices=["pixel", "feature"], default="pixel", help="L_like; paper: feature")
     add("--gamma", type=float, default=1.0, help="draw-gan: weight of L_like, eq. 21 [%(default)s]")
     add("--adversarial", type=float, default=10.0, help="weight of -log D [%(default)s; paper: 1]")
-    add("--r1", type=float, default=0.0, help="draw-gan: weight of R1, for D [%(default)s]")
+    add("--r1", type=float, default=1.0, help="weight of R1, for D; paper: 0 [%(default)s]")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")
     add("--compile", action="store_true", help="torch.compile DRAW")
     add("--no-graph", dest="graph", action="store_false", help="CUDA without a graph, to debug")
@@ -389,9 +389,9 @@ def train(args):
     rates, optimisers = {"G": args.lr_g, "D": args.lr_d}, {}
     for name, net in nets.items():
         net.to(device, memory_format=torch.channels_last)
-        adam = torch.optim.Adam(net.parameters(), fused=True, capturable=True)
-        adam.param_groups[0]["betas"] = (0.9 if name == "G" else 0.5, 0.999)
-        adam.param_groups[0]["lr"] = torch.tensor(rates[name], device=device)  # may fall in a graph
+        betas = 0.9 if name == "G" else 0.5, 0.999
+        adam = torch.optim.Adam(net.parameters(), betas=betas, fused=True, capturable=True)
+        adam.param_groups[0]["lr"] = torch.tensor(rates[name], device=device)  # can fall in a graph
         optimisers[name] = adam
     start = metrics.restore_run(folder, nets, optimisers) if args.resume else 0
     planned = data.planned_updates(args, epochs=5 if args.dataset == "digits" else 30)
@@ -416,23 +416,21 @@ def train(args):
     batches = data.batches(images, args.batch_size, device, args.seed, start)
     graph = args.graph and device.type == "cuda"
     bounds, games = (data.captured(f, batches, graph) for f in (update_bound, update_game))
-    every = args.sample_every or (2000 if device.type == "cuda" else 200)
     stop = data.stop_signals()
     for step in range(start + 1, total + 1):
+        share = max(1 - (step - 1) / planned, 0.05)  # of the learning rates
         for name, optimiser in optimisers.items():
-            share = max(1 - (step - 1) / planned, 0.05)
             optimiser.param_groups[0]["lr"].fill_(rates[name] * share)
         warm = not game or step <= args.warm_up
         sums = next(bounds if warm else games)
-        ends = step == total or bool(stop)
-        saves = ends or step == 100 or step % every == 0
-        if saves or step in (1, 10, args.warm_up) or step % args.log_every == 0:
+        shows, saves, ends = data.due(step, total, args, stop)
+        if shows or step == args.warm_up:
             log(step, sums, *(BOUND if warm else GAME))
         if saves:
-            metrics.save_run(folder, "draw_gan", args, step, nets, optimisers)
             draw_pictures(nets, args, folder, step, held_out)
             some = held_out if ends else held_out[:: len(held_out) // 1000 or 1]
             write_bound(nets, args, folder, step, some)
+            metrics.save_run(folder, "draw_gan", args, step, nets, optimisers)
         if ends:
             break
     if step < total:

@@ -33,7 +33,7 @@ import metrics
 
 # ---- model ---------------------------------------------------------------------------------------
 # Shapes: B batch, T drawing steps, Z length of z, h_z and h_c, (C, S, S) an image, L layers.
-# Between maps and dense layers lie rows of (S, S, K) numbers, channels_last's own order: no copies.
+# Maps are flattened in the order height, width, kernels: channels_last's own, so nothing is copied.
 
 
 def up(kernels):
@@ -64,7 +64,8 @@ class Decoder(nn.Module):
         self.up = up([*kernels, channels])
 
     def forward(self, h):
-        return self.up(self.dense(h).unflatten(1, self.base).movedim(3, 1))
+        x = self.dense(h).unflatten(1, self.base).movedim(3, 1)  # (B, kernels[0], S / 2^L, S / 2^L)
+        return self.up(x)
 
 
 class Encoder(nn.Module):
@@ -77,7 +78,8 @@ class Encoder(nn.Module):
         self.norm = nn.BatchNorm1d(z_dim, track_running_stats=False)
 
     def forward(self, dC):
-        return torch.tanh(self.norm(self.dense(self.down(dC).movedim(1, 3).flatten(1))))
+        x = self.down(dC).movedim(1, 3).flatten(1)  # (B, kernels[0] * (S / 2^L)^2)
+        return torch.tanh(self.norm(self.dense(x)))
 
 
 class Generator(nn.Module):
@@ -108,9 +110,9 @@ class Generator(nn.Module):
     def forward(self, z, every_step=False):
         """z (T, B, Z) -> images (B, C, S, S) in [0, 1]; every_step: canvases (T, B, C, S, S)."""
         C, dC, canvases = 0, None, []
-        for h_z in torch.tanh(self.W(z)):                              # eq. 7, at all steps
-            h_c = torch.zeros_like(h_z) if dC is None else self.g(dC)  # eq. 6: the last update
-            dC = self.f(torch.cat([h_z, h_c], 1))                      # eq. 8
+        for h_z in torch.tanh(self.W(z)):                              # eq. 7, all steps: (B, Z)
+            h_c = torch.zeros_like(h_z) if dC is None else self.g(dC)  # eq. 6: (B, Z)
+            dC = self.f(torch.cat([h_z, h_c], 1))                      # eq. 8: (B, C, S, S)
             C = C + dC.float()
             canvases.append(C)
         return torch.sigmoid(torch.stack(canvases) if every_step else C)  # eq. 9
@@ -127,7 +129,8 @@ class Discriminator(nn.Module):
         self.apply(init)
 
     def forward(self, x):
-        return self.dense(self.down(x).movedim(1, 3).flatten(1)).squeeze(1).float()
+        x = self.down(x).movedim(1, 3).flatten(1)  # (B, kernels[0] * (S / 2^L)^2)
+        return self.dense(x).squeeze(1).float()
 
 
 def init(layer):
@@ -148,7 +151,7 @@ def g_loss(fake):
 
 
 def table_5(dataset, channels, size):
-    """-> the kernels, bottom to top, and the length of z (Table 5); InputError for other sizes."""
+    """-> kernels, bottom to top, and length of z (Table 5); InputError if size cannot halve."""
     if size <= 32 and channels == 1:
         kernels, z_dim = [80, 40], 60                # MNIST
     elif size <= 32:
@@ -168,7 +171,7 @@ def rates(channels, size):
 
 
 def build(args):
-    """{"G", "D"}, and "ema", the average of G, where args.ema is not 0."""
+    """{"G", "D"}, and "ema" (the moving average of G) if args.ema; args: flags and sizes."""
     kernels, z_dim = table_5(args.dataset, args.channels, args.size)
     G = Generator(kernels, args.channels, args.size, z_dim, args.steps, args.noise, args.tie)
     nets = {"G": G, "D": Discriminator(kernels, args.channels, args.size)}
@@ -189,7 +192,7 @@ def canvases(nets, n, steps=None, generator=None, batch_size=100):
 
 
 def sample(nets, n, labels=None, generator=None, batch_size=100, steps=None):
-    """n images (n, C, S, S) in [0, 1]; GRAN has no labels."""
+    """n images (n, C, S, S) in [0, 1], batch by batch to save memory; GRAN has no labels."""
     parts = [canvases(nets, batch_size, steps, generator, batch_size)[-1]
              for _ in range(0, n, batch_size)]
     return torch.cat(parts)[:n]
@@ -198,7 +201,7 @@ def sample(nets, n, labels=None, generator=None, batch_size=100, steps=None):
 def draw_pictures(nets, args, folder, step):
     """samples/STEP.png, steps.png (a row per sample, a column per step), steps.gif."""
     generator = torch.Generator().manual_seed(args.seed)
-    frames = canvases(nets, 64, None, generator, args.batch_size).cpu()
+    frames = canvases(nets, 64, None, generator, args.batch_size).cpu()  # (T, 64, C, S, S)
     save_image(frames[-1], folder / f"samples/{step:06}.png", nrow=8)
     save_image(frames[:, :10].transpose(0, 1).flatten(0, 1), folder / "steps.png", nrow=len(frames))
     first, *rest = [to_pil_image(make_grid(canvas, nrow=8)) for canvas in frames]
@@ -226,20 +229,19 @@ def parse_args(argv=None):
     add("--log-every", type=int, default=50, help="updates between printed lines [%(default)s]")
     add("--sample-every", type=int, help="updates between pictures [200; 2,000 on CUDA]")
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=int, help="[15, digits 4, at least 3,000 updates; authors: 15 to 70]")
+    add("--epochs", type=int, help="[15, digits 5, at least 3,000 updates; authors: 15 to 70]")
     add("--iters", type=int, help="stop after this many updates, whatever --epochs says")
     add("--batch-size", type=int, help="[100, as in the paper; at most a quarter of the images]")
     add("--lr-g", type=float, help="Adam's learning rate for G [MNIST, LSUN 2e-4; CIFAR-10 1e-4]")
     add("--lr-d", type=float, help="and for D [MNIST 4e-4, LSUN 1e-4, CIFAR-10 4e-5]")
-    add("--decay", type=float, default=0.2,
-        help="last share of the updates, over which both rates fall to 0 [%(default)s]")
-    add("--ema", type=float, default=0.99, help="samples: average of G's weights [%(default)s]")
+    add("--decay", type=float, default=0.2, help="rates fall to 0 in this last share [%(default)s]")
+    add("--ema", type=float, default=0.99, help="samples: G's moving average; 0: off [%(default)s]")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")
     add("--compile", action="store_true", help="torch.compile the networks")
     add("--no-graph", dest="graph", action="store_false", help="CUDA without a graph, to debug")
     add = parser.add_argument_group("model").add_argument
     add("--steps", type=int, default=5, help="T, the drawing steps [%(default)s; paper: 1, 3, 5]")
-    add("--noise", choices=["once", "per-step"], default="once", help="z once, or at every step")
+    add("--noise", choices=["once", "per-step"], default="once", help="draws of z [%(default)s]")
     add("--tie", action="store_true", help="g shares f's kernels")
     args = parser.parse_args(argv)
     data.check_flags(parser, args, may_be_0=("decay", "ema"))
@@ -268,7 +270,7 @@ def update(G, D, opt_G, opt_D, x, z, autocast):
 
 
 def adam(net, lr):
-    """Adam in one kernel. Its rate is a tensor, which can fall while a CUDA graph is replayed."""
+    """Fused Adam. Its rate is a tensor, so that it can fall while a CUDA graph is replayed."""
     optimiser = torch.optim.Adam(net.parameters(), lr, (0.5, 0.999), fused=True, capturable=True)
     optimiser.param_groups[0]["lr"] = torch.tensor(lr, device=next(net.parameters()).device)
     return optimiser
@@ -299,24 +301,22 @@ def train(args):
     def one_update(x):
         losses = update(G, D, opt_G, opt_D, x, nets["G"].draw_z(len(x), device=device), autocast)
         if args.ema:
-            average(*weights, None)
+            average(*weights, None)  # None: the number of averages so far, unused
         return losses
 
     batches = data.batches(images, args.batch_size, device, args.seed, start)
     updates = data.captured(one_update, batches, args.graph and device.type == "cuda")
-    every = args.sample_every or (2000 if device.type == "cuda" else 200)
     last_D, stop = [], data.stop_signals()
     for step in range(start + 1, total + 1):
         share = (planned + 1 - step) / (falling + 1)  # of the learning rates
         if share < 1:
             opt_G.param_groups[0]["lr"].fill_(args.lr_g * share)
             opt_D.param_groups[0]["lr"].fill_(args.lr_d * share)
-        sums = next(updates)
+        sums = next(updates)  # of the losses since the last printed line
         if share < 0.5 and (planned - step) % (falling // 20 + 1) == 0:  # GAM averages over these
             last_D = [*last_D, copy.deepcopy(nets["D"].state_dict())][-10:]
-        ends = step == total or bool(stop)
-        saves = ends or step == 100 or step % every == 0
-        if saves or step in (1, 10) or step % args.log_every == 0:
+        shows, saves, ends = data.due(step, total, args, stop)
+        if shows:
             log(step, sums, "D {:.3f} G {:.3f} | D(x) {:.2f} D(G(z)) {:.2f}")
         if saves:
             draw_pictures(nets, args, folder, step)

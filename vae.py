@@ -337,13 +337,11 @@ def train(args):
 
     batches = data.batches(images, args.batch_size, device, args.seed, start, labels)
     updates = data.captured(one_update, batches, args.graph and device.type == "cuda")
-    every = args.sample_every or (5000 if device.type == "cuda" else 500)
     stop = data.stop_signals()
     for step in range(start + 1, total + 1):
         sums = next(updates)
-        ends = step == total or bool(stop)
-        saves = ends or step == 100 or step % every == 0
-        if saves or step in (1, 10) or step % args.log_every == 0:
+        shows, saves, ends = data.due(step, total, args, stop, every=500)
+        if shows:
             log(step, sums, LOGS[args.objective][1])
         if saves:
             draw_pictures(nets, args, tests, test_labels, folder, step)

@@ -270,7 +270,7 @@ def kernels(found):
 def speed(found):
     rows = [[row["part"], row["batch"], f"{row['ms']:.1f}", f"{row['images_per_s']:.0f}",
              "{:.2f} to {:.2f}".format(row["ratios"][0], row["ratios"][-1])]
-            for row in found["measures"].get("speed", {"rows": []})["rows"]]
+            for row in found["measures"].get("speed-0", {"rows": []})["rows"]]
     return table(["MNIST size", "batch", "ms an update", "images/s", "times the usual loop"], rows)
 
 
@@ -282,11 +282,17 @@ LABELS = {"DE-GAN": "de_gan-labels-SEED", "DCGAN": "dcgan-labels-SEED", "AAE": "
 TELUGU = {title: name.replace("-SEED", "-telugu-SEED") for title, name in DRAW.items()}
 CIFAR10 = {"DCGAN": "dcgan-cifar10-SEED", "DE-GAN": "de_gan-cifar10-SEED",
            "VAE": "vae-cifar10-SEED"}
+QUICK = {"GRAN1": "gran1", "GRAN3": "gran3", "GRAN5": "gran5", "DRAW": "draw",
+         "DRAW-GAN": "draw-gan", "DCRW": "dcrw", "VAE": "vae", "DCGAN, labels": "dcgan",
+         "DE-GAN, labels": "de_gan"}
+QUICK = {title: f"{name}-quick-SEED" for title, name in QUICK.items()}
 PIXELS = ("FID", "MMD, 1e-3", "kNN, min", "rdd")  # where there is no classifier
 TABLES = {
     "made": lambda f: "Commit {commit}, torch {torch}, {machine}.".format(**f["made"]),
     "kernels": kernels,
     "speed": speed,
+    "quick": lambda f: measured(f, "quick", REAL | QUICK),
+    "battles": lambda f: battles(f, "battles"),
     "gran": lambda f: measured(f, "gran", REAL | GRAN),
     "noise": lambda f: measured(f, "noise", {"one noise": "gran3-once-SEED",
                                              "a noise for each step": "gran3-per-step-SEED"}),
@@ -312,17 +318,15 @@ TABLES = {
 def readme(found):
     """One line a model: FID and MMD, means of the seeds."""
     rows = []
-    for result, models in (("gran", REAL | GRAN), ("draw", DRAW), ("dcrw", {"DCRW": "dcrw-SEED"}),
-                           ("labels", {"DCGAN, labels": LABELS["DCGAN"],
-                                       "DE-GAN, labels": LABELS["DE-GAN"]})):
-        for title, name in models.items():
-            own = rows_of(found, result, name)
-            if own:
-                runs = runs_of(found, name.replace("-SEED", ""))
-                rows.append([title, spread([row["fid"] for row in own]),
-                             spread([1000 * row["mmd"] for row in own], "{:.2g}"),
-                             spread([run["minutes"] for run in runs], "{:.0f}")])
-    return table(["MNIST", "FID", "MMD, 1e-3", "minutes, one core"], rows)
+    for title, name in (REAL | QUICK).items():
+        own = rows_of(found, "quick", name)
+        if own:
+            runs = runs_of(found, name.replace("-SEED", ""))
+            rows.append([title, spread([row["fid"] for row in own]),
+                         spread([1000 * row["mmd"] for row in own], "{:.2g}"),
+                         spread([run["updates"] for run in runs][:1], "{:,}"),
+                         spread([run["minutes"] for run in runs], "{:.1f}")])
+    return table(["MNIST", "FID", "MMD, 1e-3", "updates", "minutes, one core"], rows)
 
 
 def fill(text, found):
