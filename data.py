@@ -257,10 +257,11 @@ def check_flags(parser, args, may_be_0=()):
         if type(value) in (int, float) and name != "seed":
             most = {"ema": 1, "decay": math.nextafter(1, 2)}.get(name, math.inf)
             if not (0 < value < most or value == 0 and name in may_be_0):
-                flag, least = name.replace("_", "-"), "0 or more" if name in may_be_0 else "above 0"
-                parser.error(f"--{flag} must be {least}, and below {most:g}, not {value}")
+                least = "0 or more" if name in may_be_0 else "above 0"
+                least += f" and at most {most:.0f}" if most < math.inf else ""
+                parser.error(f"--{name.replace('_', '-')} must be {least}, not {value}")
     if not -(2**63) <= args.seed < 2**63:
-        parser.error("--seed has more than 64 bits")
+        parser.error(f"--seed {args.seed} has more than 64 bits: give a smaller number")
     if args.sample and not args.resume:
         parser.error("--sample draws from a trained run: name it with --resume RUN")
     if args.dataset in DATASETS:

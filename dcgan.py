@@ -3,7 +3,7 @@
 GAN: Goodfellow et al. 2014, arXiv:1406.2661; WGAN: Arjovsky, Chintala and Bottou 2017,
 arXiv:1701.07875; DCGAN: Radford, Metz and Chintala 2016, arXiv:1511.06434.
 
-    python dcgan.py --dataset lsun-rooms           the paper's run, on GRAN's rooms, not bedrooms
+    python dcgan.py --dataset lsun-rooms           the paper's run, but kitchens and living rooms
     python dcgan.py --iters 20                     a smoke run; --arch dense: GAN; --objective wgan
     python dcgan.py --resume RUN --explore walk    one of six looks into a trained run
 
@@ -11,10 +11,10 @@ Differs from the papers (results: assets/RESULTS.md):
 - D returns a logit and the losses are softplus of logits: the same functions, without overflow.
 - Images below 64 px: a quarter of the maps, to train on a CPU (--width 128: all of them).
 - --conditional joins one-hot labels to the input of every layer, as in DE-GAN, Table II.
-- G learns from the noise that D met last; dense networks train as the others, not with momentum.
+- G learns from the same noise as D's last update; GAN's dense networks train with Adam too.
 - Rates fall to 0 at the end (--decay); samples come from an average of G's weights (--ema).
-- forget drops maps of the last hidden layer, not the second highest, and only as many as it takes;
-  features learns from 10,000 images; nearest errs in more than the slides' 3 %; no turn vector.
+- --explore forget drops maps of the last hidden layer, not the second highest, and only as many as
+  it takes; features learns from 10,000 images; nearest errs more than the slides' 3 %; no Figure 8.
 """
 
 import argparse
@@ -35,7 +35,7 @@ import metrics
 
 # ---- model ---------------------------------------------------------------------------------------
 # Shapes: B batch, Z length of z, (C, S, S) an image, K maps, Y classes (or 0), L layers.
-# Between maps and dense layers lie rows of (S, S, K) numbers, channels_last's own order: no copies.
+# Maps are flattened in the order height, width, K: channels_last's own, so nothing is copied.
 
 
 def draw_z(n, z_dim, generator=None, device=None):
@@ -69,7 +69,7 @@ class Generator(nn.Module):
         y = F.one_hot(labels, self.classes).float() if self.classes else None
         x = self.dense(join(z, y)).unflatten(1, self.base).movedim(3, 1)  # (B, K, S / 2^L, S / 2^L)
         for norm, layer in zip(self.norms, self.ups):
-            x = layer(join(F.relu(norm(x)), y))                           # twice the side
+            x = layer(join(F.relu(norm(x)), y))                           # side S / 2^(L-1), ..., S
         return (torch.tanh(x.float()) + 1) / 2
 
 
@@ -86,7 +86,7 @@ class Discriminator(nn.Module):
         self.apply(init)
 
     def activations(self, x, labels=None, activation=None):
-        """The maps of every layer, [(B, K, S/2, S/2), ..., (B, K, S / 2^L, S / 2^L)]."""
+        """Maps (B, K, S / 2^l, S / 2^l) of layers l = 1 to L; activation: else leaky ReLU."""
         y = F.one_hot(labels, self.classes).float() if self.classes else None
         x, maps = 2 * x - 1, []
         for layer, norm in zip(self.downs, self.norms):
@@ -97,7 +97,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x, labels=None):
         y = F.one_hot(labels, self.classes).float() if self.classes else None
-        h = self.activations(x, labels)[-1].movedim(1, 3).flatten(1)
+        h = self.activations(x, labels)[-1].movedim(1, 3).flatten(1)      # (B, K * (S / 2^L)^2)
         return self.dense(join(h, y)).squeeze(1).float()
 
 
@@ -157,7 +157,7 @@ def g_loss(fake):
 
 
 def critic_loss(real, fake):
-    """f(G(z)) - f(x) of scores (B,) (WGAN, eq. 3): minus the Wasserstein distance, to a factor."""
+    """f(G(z)) - f(x) of scores (B,) (WGAN, eq. 3): minus a scaled Wasserstein distance."""
     return fake.mean() - real.mean()
 
 
@@ -177,7 +177,7 @@ def clip_weights(critic, limit=0.01):
 
 
 def kernels_for(size, width):
-    """K of G's layers, from 4 to 7 px on: down to `width` at half the side (paper: 1024 to 128)."""
+    """K of G's layers: the first at 4 to 7 px, the last has `width` (the paper's: 1024 to 128)."""
     for layers in range(1, 12):
         if 4 <= size >> layers <= 7 and size % 2**layers == 0:
             return [width << i for i in reversed(range(layers))]
@@ -185,7 +185,7 @@ def kernels_for(size, width):
 
 
 def build(args):
-    """{"G", "D" or "critic"}, and "ema" (the average of G) if args.ema; args: a namespace."""
+    """{"G", "D" or "critic"}, and "ema" (G's moving average) if args.ema; args: flags and sizes."""
     wgan, sizes = args.objective == "wgan", (args.channels, args.size)
     if args.arch == "dense":
         G = DenseGenerator(*sizes, classes=args.classes)
@@ -239,9 +239,9 @@ def parse_args(argv=None):
     add("--out", type=data.path, help="folder of the run [runs/dcgan-DATASET; gan-, wgan-]")
     add("--resume", type=data.path, metavar="RUN", help="continue this run")
     add("--sample", type=int, metavar="N", help="draw N images from the run of --resume")
-    add("--classes", dest="draw_classes", nargs="+", metavar="NAME", help="--sample only these")
-    add("--explore", choices=EXPLORATIONS, help="look into the run of --resume: RUN/explore")
-    add("--on", type=data.path, metavar="DATASET", help="of --explore features [the run's]")
+    add("--classes", dest="draw_classes", nargs="+", metavar="NAME", help="--sample: only these")
+    add("--explore", choices=EXPLORATIONS, help="a look into the run of --resume, in RUN/explore")
+    add("--on", type=data.path, metavar="DATASET", help="images of --explore features [the run's]")
     add("--seed", type=int, default=0, help="of weights, batches and latents [%(default)s]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
     add("--log-every", type=int, default=50, help="updates between printed lines [%(default)s]")
@@ -252,8 +252,8 @@ def parse_args(argv=None):
     add("--batch-size", type=int, help="[128, wgan 64: the papers'; at most a quarter of the set]")
     add("--lr-g", type=float, help="learning rate for G [2e-4 (Adam), wgan 5e-5: the papers']")
     add("--lr-d", type=float, help="and for D or the critic [the same]")
-    add("--decay", type=float, default=0.2, help="last share of updates: rates fall to 0 [0.2]")
-    add("--ema", type=float, default=0.99, help="samples: average of G's weights [%(default)s]")
+    add("--decay", type=float, default=0.2, help="rates fall to 0 in this last share [%(default)s]")
+    add("--ema", type=float, default=0.99, help="samples: G's moving average; 0: off [%(default)s]")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")
     add("--compile", action="store_true", help="torch.compile the networks")
     add("--no-graph", dest="graph", action="store_false", help="CUDA without a graph, to debug")
@@ -296,14 +296,14 @@ def update(G, D, opt_G, opt_D, x, y, z, autocast, wgan=False):
     opt_G.step()
     D.requires_grad_(True)
     means = [(s if wgan else s.sigmoid()).mean() for s in (real_score, fake_score)]
-    of_fake, of_real = (F.mse_loss(v, v.mean(0).expand_as(v)) for v in (fake.detach(), x_i))
-    return torch.stack([loss_D, loss_G, *means, of_fake / of_real.clamp(min=1e-12)]).detach()
+    var_fake, var_real = (F.mse_loss(v, v.mean(0).expand_as(v)) for v in (fake.detach(), x_i))
+    return torch.stack([loss_D, loss_G, *means, var_fake / var_real.clamp(min=1e-12)]).detach()
 
 
 def train(args):
     wgan = args.objective == "wgan"
     name = "wgan" if wgan else "dcgan" if args.arch == "conv" else "gan"
-    folder, device = metrics.open_run(args, "dcgan", name)
+    folder, device = metrics.open_run(args, name)
     images, labels = data.training_set(args, batch_size=64 if wgan else 128)
     args.classes = len(args.class_names) if args.conditional else 0
     if args.classes == 1:
@@ -341,7 +341,7 @@ def train(args):
         return losses
 
     batches = data.batches(images, args.batch_size, device, args.seed, start * k, labels)
-    groups = (tuple(map(torch.stack, zip(*group))) for group in zip(*[batches] * k))  # k in one
+    groups = (tuple(map(torch.stack, zip(*group))) for group in zip(*[batches] * k))  # (k, B, ...)
     updates = data.captured(one_update, groups, args.graph and cuda)
     stop = data.stop_signals()
     for step in range(start + 1, total + 1):
@@ -349,7 +349,7 @@ def train(args):
         if share < 1:
             opt_G.param_groups[0]["lr"].fill_(args.lr_g * share)
             opt_D.param_groups[0]["lr"].fill_(args.lr_d * share)
-        sums = next(updates)
+        sums = next(updates)  # of the losses since the last printed line
         shows, saves, ends = data.due(step, total, args, stop)
         if shows:
             log(step, sums, "D {:.3f} G {:.3f} | D(x) {:.2f} D(G(z)) {:.2f} | spread {:.2f}")
@@ -379,7 +379,7 @@ def explore(args):
     for need in EXPLORATIONS[look]:
         if not has[need]:
             raise data.InputError(f"--explore {look} needs a run with {need}, unlike {args.resume}")
-    name, run.args = args.on or args.dataset, args
+    name, run.args = args.on or args.dataset, args  # what is typed wins
     sets = [data.load(name, args.data_dir, split, size=args.size)
             for split in ("train", "test") if look != "walk"]
     for images, y in sets:
@@ -435,8 +435,8 @@ def arithmetic(run, folder, train, test, drawn=10_000, trials=200):
     kinds = data.face_attributes(torch.arange(p.shape[1]))
     labels = [torch.where((kinds["smile"] == smile) & (kinds["glasses"] == glasses))[0]
               for smile, glasses in ((1, 0), (0, 0), (0, 1), (1, 1))]
-    sure = p[:, torch.stack(labels[:3], 1)].movedim(0, 2)            # (alike in all else, 3, n)
-    alike = (sure > 0.8).sum(2).amin(1).argmax()                     # what is drawn most often
+    sure = p[:, torch.stack(labels[:3], 1)].movedim(0, 2)            # (12 of hair and skin, 3, n)
+    alike = (sure > 0.8).sum(2).amin(1).argmax()                     # the one drawn most often
     sure, meant = sure[alike], {name: kind[labels[3][alike]] for name, kind in kinds.items()}
     clear = (sure > 0.8).double()
     if clear.sum(1).min() < 3:
@@ -483,7 +483,7 @@ def svm_accuracy(x, labels, x_test, labels_test, C=1.0):
 
 
 def forget(run, folder, train, test, drawn=2000):
-    """Drops the maps that draw glasses, of G's last hidden layer (Radford et al., Figure 6)."""
+    """Drops the maps of G's last hidden layer that draw glasses (Radford et al., Figure 6)."""
     read, (images, labels) = reader(run), train
     layer, maps = run.nets.get("ema", run.nets["G"]).ups[-1], []
     z = draw_z(drawn, run.nets["G"].z_dim)
@@ -505,7 +505,7 @@ def forget(run, folder, train, test, drawn=2000):
         with layer.register_forward_pre_hook(lambda _, x: x[0] * keep):
             return draw(run.nets, z)
 
-    drop = torch.zeros(len(weights), dtype=torch.bool)  # until a tenth is read as with glasses
+    drop = torch.zeros(len(weights), dtype=torch.bool)  # until a tenth show glasses
     for strongest in weights.argsort(descending=True)[: (weights > 0).sum()]:
         drop[strongest] = True
         if read(without(drop, z[:500]))[1]["glasses"].double().mean() <= 0.1:
@@ -577,17 +577,18 @@ def balanced(labels):
 def features(run, folder, train, test):
     """Accuracy of linear SVMs on pixels, maps of an untrained and of the trained D (section 5)."""
     order, faces = balanced(train[1])[:10_000], (run.args.on or run.args.dataset) == "faces"
-    (images, labels), (test, wanted) = [(x[index], y[index].to(run.device)) for (x, y), index
-                                        in ((train, order), (test, slice(10_000)))]
+    (images, labels), (test, labels_test) = [(x[index], y[index].to(run.device)) for (x, y), index
+                                             in ((train, order), (test, slice(10_000)))]
     kinds = {"pixels": [part.flatten(1).to(run.device) / 255 for part in (images, test)]}
     for kind, D in zip(("untrained D", "trained D"), discriminators(run, images)):
         kinds[kind] = [pooled_features(D, part) for part in (images, test)]
-    told, asked = (data.face_attributes(y) if faces else {"class": y} for y in (labels, wanted))
+    known, asked = (data.face_attributes(y) if faces else {"class": y}
+                    for y in (labels, labels_test))
     counts = sorted({min(n, len(images)) for n in (100, 1000, 10_000)})
     report({f"{n} labels, {what}": {
-        kind: svm_accuracy(x[:n], told[what][:n], x_test, asked[what])
+        kind: svm_accuracy(x[:n], known[what][:n], x_test, asked[what])
         for kind, (x, x_test) in kinds.items()}
-        for n, what in product(counts, told)}, folder / "features.txt")
+        for n, what in product(counts, known)}, folder / "features.txt")
 
 
 def nearest(run, folder, train, test):

@@ -263,7 +263,8 @@ def parse_args(argv=None):
         help="side of the glimpse, or none: no attention in read [%(default)s, as in the paper]")
     add("--write", type=int, default=5, help="side of the patch [%(default)s, as in the paper]")
     add("--z-dim", type=int, default=10, help="length of z_t [%(default)s; paper: not given]")
-    add("--noise", choices=["per-step", "once"], default="per-step", help="once: Table I's L_z")
+    add("--noise", choices=["per-step", "once"], default="per-step",
+        help="draws of noise [%(default)s; once gives Table I's L_z, but no bound]")
     args = parser.parse_args(argv)
     data.check_flags(parser, args)
     free = {"steps"} if args.sample else ()  # what may differ from the run's own
@@ -283,7 +284,7 @@ def update(net, optimiser, x, noise, autocast):
 
 
 def train(args):
-    folder, device = metrics.open_run(args, "dcrw", "dcrw" + "-none" * (args.read == "none"))
+    folder, device = metrics.open_run(args, "dcrw" + "-none" * (args.read == "none"))
     images, _ = data.training_set(args, batch_size=100)
     held_out, _ = data.load(args.dataset, args.data_dir, split="test", size=args.size)
     autocast = data.autocast(args, device)

@@ -3,13 +3,13 @@
     python de_gan.py --dataset mnist --conditional   the paper's run: Table II's networks, labels
     python de_gan.py --iters 20                      a smoke run, nothing to download
 
-A VAE is trained first, then frozen and turned round: noise z_n goes through its decoder to an image
-x^, and x^ through its encoder to z', the input of a DCGAN's G, whose loss has a hidden-space term.
-`--noise plain --lambda-hidden 0` is the paper's baseline, a DCGAN. Needs images of 28, 32, 64 px.
+A VAE is trained first, then frozen and swapped: its decoder turns noise z_n into an image x^, and
+its encoder x^ into z', the input of a DCGAN's G, whose loss has a hidden-space term.
+`--noise plain --lambda-hidden 0` is the paper's baseline, a DCGAN. Images must be 28, 32 or 64 px.
 
 Differs from the paper:
-- Eq. 10 swaps its labels, and in Algorithm 1 D and G climb the same sum. Here D has eq. 11's loss;
-  G has its non-saturating form plus lambda_2 times eq. 12, which D does not see.
+- Eq. 10 swaps its labels, and in Algorithm 1 D and G ascend the same sum. Here D ascends eq. 11,
+  G descends its non-saturating form plus lambda_2 times eq. 12 (lambda_1 is 1).
 - The paper names SGD and no rates or weights. Ours: Adam, rates that fall to 0 at the end
   (--decay), lambda_2 = 0.01, samples from an average of G's weights (--ema).
 - Table II's D has 11 = 1 + 10 and 74 = 64 + 10 kernels: with --conditional, labels join every layer
@@ -34,11 +34,11 @@ import metrics
 
 # ---- model ---------------------------------------------------------------------------------------
 # Shapes: B batch, Z length of z, K kernels of a layer, L classes, (C, S, S) an image.
-# Between maps and dense layers of G and D lie rows of (S, S, K) numbers, channels_last's own order.
+# G and D flatten maps in the order height, width, kernels: channels_last's own, without a copy.
 
 
 def up(k_in, k_out, side=5, stride=2, bias=False):
-    """(B, k_in, S, S) -> (B, k_out, 2S, 2S); of stride 1, S + side - 1. Batch norm has a bias."""
+    """(B, k_in, S, S) -> (B, k_out, 2S, 2S); stride 1: S + side - 1. No bias before batch norm."""
     padding, output_padding = (2, 1) if stride == 2 else (0, 0)
     return nn.ConvTranspose2d(k_in, k_out, side, stride, padding, output_padding, bias=bias)
 
@@ -53,7 +53,7 @@ class VAE(nn.Module):
 
     def __init__(self, channels, size, z_dim):
         super().__init__()
-        ups = {28: [(z_dim, 128, 3, 1), (128, 64, 5, 1), (64, 32, 5, 2)],  # side, stride at the end
+        ups = {28: [(z_dim, 128, 3, 1), (128, 64, 5, 1), (64, 32, 5, 2)],  # k, k_next, side, stride
                32: [(z_dim, 128, 4, 1), (128, 64, 5, 2), (64, 32, 5, 2)],
                64: [(z_dim, 128, 4, 1), (128, 64, 5, 2), (64, 32, 5, 2), (32, 16, 5, 2)]}[size]
         downs = [(channels, 32, 2), (32, 64, 2), (64, 128, 1 if size == 28 else 2)]
@@ -78,7 +78,7 @@ class VAE(nn.Module):
 
     def swapped(self, z, eps):
         """z_n (B, Z) -> x^ -> z' (B, Z), with the encoder's own noise eps (eqs. 8 and 9)."""
-        mu, logvar = self.encode(torch.sigmoid(self.decoder(z)))
+        mu, logvar = self.encode(torch.sigmoid(self.decoder(z)))  # x^: (B, C, S, S)
         return mu + (logvar / 2).exp() * eps
 
 
@@ -98,9 +98,9 @@ class Labelled(nn.Sequential):
 
 
 class Generator(nn.Module):
-    """G: noise (B, Z), if L > 0 labels (B,) (or 0, 1, ...), to images (B, C, S, S) in [0, 1].
+    """G: noise (B, Z), labels (B,) if L > 0 (default 0, 1, ...) -> (B, C, S, S) in [0, 1].
 
-    Dense layers of 1024 and maps[0] x s x s, then an `up` to each of maps[1:] and at last to C.
+    Dense layers of 1024 and maps[0] x s x s, s = S / 2^len(maps), `up` to maps[1:] and to C.
     """
 
     def __init__(self, maps, channels, size, z_dim, classes=0):
@@ -125,9 +125,9 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D: images (B, C, S, S) in [0, 1], and labels (B,) if L > 0, to logits (B,), positive = real.
+    """D: images (B, C, S, S) in [0, 1], and labels (B,) if L > 0 -> logits (B,), positive = real.
 
-    A `down` to each of maps, then `dense` units if not 0, then the logit.
+    A `down` to each of maps, a layer of `dense` units if that is not 0, then the logit.
     """
 
     def __init__(self, maps, channels, size, classes=0, dense=0):
@@ -183,7 +183,7 @@ def g_loss(fake):
 
 
 def hidden_loss(h_real, h_fake):
-    """Mean of ||h(x_real) - h(x_gen)||, h (B, K, s, s) paired by place (eq. 12). 0 when equal."""
+    """Mean of ||h(x_real) - h(x_gen)||, h (B, K, s, s), pair by pair (eq. 12). 0 when equal."""
     return torch.linalg.vector_norm((h_real.float() - h_fake.float()).flatten(1), dim=1).mean()
 
 
@@ -217,7 +217,7 @@ def build(args):
 def draw_noise(nets, n, generator=None):
     """G's input (n, Z), on the nets' device: z' of the frozen decoder-encoder, or z ~ N(0, I).
 
-    A generator is the CPU's, so that pictures agree across devices.
+    A `generator` draws on the CPU, so that devices agree.
     """
     G, device = nets["G"], next(nets["G"].parameters()).device
     where = device if generator is None else "cpu"
@@ -245,7 +245,7 @@ def sample(nets, n, labels=None, generator=None, batch_size=64):
 @torch.no_grad()
 def draw_pictures(nets, args, folder, step):
     """samples/STEP.png from fixed noise: 8 rows of 8, or a column per class (up to 16 classes)."""
-    # Measure batch norm's averages for the averaged weights, over ten fixed batches.
+    # ema never trains: measure its batch norm's averages first, on ten fixed batches.
     noise = draw_noise(nets, 10 * args.batch_size, torch.Generator().manual_seed(0))
     norms = [m for m in nets.get("ema", nn.Module()).modules() if hasattr(m, "running_mean")]
     for i, z in enumerate(noise.split(args.batch_size) if norms else (), 1):
@@ -276,10 +276,10 @@ def parse_args(argv=None):
     add("--data-dir", type=data.path, default="data", help="where data sets are kept [%(default)s]")
     add("--size", type=int, help="side of the images in pixels: 28, 32 or 64 [the data set's]")
     add = parser.add_argument_group("run").add_argument
-    add("--out", type=data.path, help="folder of the run [runs/de_gan-DATASET]")
+    add("--out", type=data.path, help="folder of the run [runs/de_gan-DATASET; or de_gan-plain-]")
     add("--resume", type=data.path, metavar="RUN", help="continue this run")
     add("--sample", type=int, metavar="N", help="draw N images from the run of --resume")
-    add("--classes", dest="draw_classes", nargs="+", metavar="NAME", help="--sample only these")
+    add("--classes", dest="draw_classes", nargs="+", metavar="NAME", help="--sample: only these")
     add("--seed", type=int, default=0, help="of weights, batches and latents [%(default)s]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
     add("--log-every", type=int, default=50, help="updates between printed lines [%(default)s]")
@@ -287,13 +287,13 @@ def parse_args(argv=None):
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, help="of D and G [paper's 25, digits 4; at least 3,000 updates]")
     add("--iters", type=int, help="stop D and G after this many updates, whatever --epochs says")
-    add("--vae-iters", type=int, help="first, the VAE's [3 epochs, 1,000 or more, at most --iters]")
+    add("--vae-iters", type=int, help="the VAE's updates [3 epochs, 1,000 or more, up to --iters]")
     add("--batch-size", type=int, help="[64; at most a quarter of the images]")
     add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for G [%(default)s]")
     add("--lr-d", type=float, default=2e-4, help="and for D [%(default)s]")
     add("--lr-vae", type=float, default=1e-3, help="and for the VAE [%(default)s]")
-    add("--decay", type=float, default=0.2, help="last share, over which rates fall [%(default)s]")
-    add("--ema", type=float, default=0.99, help="samples: average of G's weights [%(default)s]")
+    add("--decay", type=float, default=0.2, help="rates fall to 0 in this last share [%(default)s]")
+    add("--ema", type=float, default=0.99, help="samples: G's moving average; 0: off [%(default)s]")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")
     add("--compile", action="store_true", help="torch.compile G and D")
     add("--no-graph", dest="graph", action="store_false", help="CUDA without a graph, to debug")
@@ -301,9 +301,9 @@ def parse_args(argv=None):
     add("--conditional", action="store_true", help="G and D read labels, as the paper's on MNIST")
     add("--noise", choices=["decoder-encoder", "plain"], default="decoder-encoder",
         help="G's input: z' or N(0, I) [%(default)s]")
-    add("--lambda-hidden", type=float, default=0.01, help="lambda_2, of eq. 12 [%(default)s]")
+    add("--lambda-hidden", type=float, default=0.01, help="lambda_2 weighs eq. 12 [%(default)s]")
     add("--z-dim", type=int, default=128, help="length of the noise [%(default)s, as in the paper]")
-    add("--width", type=int, help="kernels next to a 32 or 64 px image [16; paper: 64]")
+    add("--width", type=int, help="kernels at half the side, not at 28 px [16; paper: 64]")
     args = parser.parse_args(argv)
     data.check_flags(parser, args, may_be_0=("decay", "ema", "lambda_hidden", "vae_iters"))
     if args.batch_size == 1:
@@ -331,7 +331,7 @@ def update(nets, optimisers, x, y, lambda_hidden, autocast):
     with autocast:
         fake = G(draw_noise(nets, len(x)), y)                # lines 4 to 7
         d_real, d_fake = D(x, y), D(fake.detach(), y)        # each has its own batch statistics
-    loss_D = d_loss(d_real, d_fake)
+    loss_D = d_loss(d_real, d_fake)                          # line 11
     opt_D.zero_grad()
     loss_D.backward()
     opt_D.step()                                             # line 12
@@ -351,7 +351,7 @@ def update(nets, optimisers, x, y, lambda_hidden, autocast):
 
 
 def adam(net, lr, beta_1):
-    """Adam in one kernel; its rate is a tensor, so that it can fall inside a CUDA graph."""
+    """Fused Adam; its rate is a tensor, so that it can fall while a CUDA graph is replayed."""
     optimiser = torch.optim.Adam(net.parameters(), lr, (beta_1, 0.999), fused=True, capturable=True)
     optimiser.param_groups[0]["lr"] = torch.tensor(lr, device=next(net.parameters()).device)
     return optimiser
@@ -383,7 +383,7 @@ def run_updates(args, nets, optimisers, images, labels, start, total, autocast):
     def one_of_game(x, y=None):
         losses = update(nets, optimisers, x, y, args.lambda_hidden, autocast)
         if args.ema:
-            average(*weights, None)
+            average(*weights, None)  # None: the number of averages so far, unused
         return losses
 
     for one_update, last in ((one_of_vae, args.vae_iters), (one_of_game, total)):
@@ -397,8 +397,7 @@ def run_updates(args, nets, optimisers, images, labels, start, total, autocast):
 
 
 def train(args):
-    name = "de_gan-plain" if args.noise == "plain" else "de_gan"
-    folder, device = metrics.open_run(args, "de_gan", name)
+    folder, device = metrics.open_run(args, f"de_gan{'-plain' * (args.noise == 'plain')}")
     images, labels = data.training_set(args, batch_size=64)
     complete(args)
     autocast = data.autocast(args, device)
@@ -409,21 +408,23 @@ def train(args):
         net.to(device, memory_format=torch.channels_last)
     rates = {"G": (args.lr_g, 0.5), "D": (args.lr_d, 0.5), "vae": (args.lr_vae, 0.9)}
     optimisers = {name: adam(nets[name], *rates[name]) for name in rates if name in nets}
-    start = metrics.restore_run(folder, nets, optimisers) if args.resume else 0
+    kept = {"D_snapshots": []}  # of D's last updates: GAM averages over them
+    start = metrics.restore_run(folder, nets, optimisers, kept) if args.resume else 0
     planned = data.planned_updates(args, epochs=4 if args.dataset == "digits" else 25)
     total, falling = args.vae_iters + (args.iters or planned), int(args.decay * planned)
     log = metrics.open_log(folder, args, nets, start, total, VAE_LINE[1] + GAME_LINE[1])
     updates = run_updates(args, nets, optimisers, images, labels, start, total, autocast)
-    last_D, stop = [], data.stop_signals()
+    stop = data.stop_signals()
     for step in range(start + 1, total + 1):
-        game = step - args.vae_iters  # the update of D and G; up to 0 the VAE has its turn
+        game = step - args.vae_iters  # the update of D and G; up to 0 the VAE trains
         share = (planned + 1 - game) / (falling + 1)  # of the learning rates
         if share < 1:
             optimisers["G"].param_groups[0]["lr"].fill_(args.lr_g * share)
             optimisers["D"].param_groups[0]["lr"].fill_(args.lr_d * share)
-        sums = next(updates)
-        if share < 0.5 and (planned - game) % (falling // 20 + 1) == 0:  # GAM averages over these
-            last_D = [*last_D, copy.deepcopy(nets["D"].state_dict())][-10:]
+        sums = next(updates)  # of the losses since the last printed line
+        if share < 0.5 and (planned - game) % (falling // 20 + 1) == 0:
+            last = copy.deepcopy(nets["D"].state_dict())
+            kept["D_snapshots"] = [*kept["D_snapshots"], last][-10:]
         shows, saves, ends = data.due(step, total, args, stop)
         saves = saves or game in (0, 100)  # the VAE is trained; the first grid of the game
         if shows or game in (0, 1, 10, 100):
@@ -431,7 +432,7 @@ def train(args):
         if saves:
             if game > 0:
                 draw_pictures(nets, args, folder, step)
-            metrics.save_run(folder, "de_gan", args, step, nets, optimisers, D_snapshots=last_D)
+            metrics.save_run(folder, "de_gan", args, step, nets, optimisers, **kept)
         if ends:
             break
     if step < total:

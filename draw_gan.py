@@ -288,7 +288,8 @@ CLIP = 10.0  # gradient-norm clip of DRAW
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser("draw_gan.py", argparse.SUPPRESS, "DRAW", allow_abbrev=False)
+    parser = argparse.ArgumentParser("draw_gan.py", usage=argparse.SUPPRESS, allow_abbrev=False,
+                                     description=__doc__.split("\n\n")[0])
     add = parser.add_argument_group("data").add_argument
     add("--dataset", type=data.path, default="digits",
         help=f"a folder of images, or one of {', '.join(data.DATASETS)} [%(default)s]")
@@ -319,7 +320,8 @@ def parse_args(argv=None):
     add("--no-graph", dest="graph", action="store_false", help="CUDA without a graph, to debug")
     add = parser.add_argument_group("model").add_argument
     add("--steps", type=int, default=10, help="T [%(default)s; DRAW: 64, DRAW-GAN: 20]")
-    add("--attention", action=argparse.BooleanOptionalAction, default=True, help="windows [yes]")
+    add("--attention", action=argparse.BooleanOptionalAction, default=True,
+        help="read and write through windows, not whole images [yes]")
     add("--read", type=int, default=2, help="N of the N x N glimpse [%(default)s, as in DRAW]")
     add("--write", type=int, default=5, help="N of the N x N patch [%(default)s, as in DRAW]")
     add("--z-dim", type=int, default=100, help="length of each z_t [%(default)s, as in DRAW]")
@@ -371,7 +373,7 @@ def update_draw_gan(G, D, opt_G, opt_D, x, noise, autocast, like, gamma, weight,
 
 
 def train(args):
-    folder, device = metrics.open_run(args, "draw_gan", args.objective)
+    folder, device = metrics.open_run(args, args.objective)
     images, _ = data.training_set(args, batch_size=100)
     held_out, _ = data.load(args.dataset, args.data_dir, split="test", size=args.size)
     held_out = held_out[:: len(held_out) // 10_000 or 1] / 255

@@ -277,7 +277,7 @@ def adam(net, lr):
 
 
 def train(args):
-    folder, device = metrics.open_run(args, "gran", f"gran{args.steps}")
+    folder, device = metrics.open_run(args, f"gran{args.steps}")
     images, _ = data.training_set(args, batch_size=100)
     lr_g, lr_d = rates(args.channels, args.size)
     args.lr_g, args.lr_d = args.lr_g or lr_g, args.lr_d or lr_d
@@ -289,7 +289,8 @@ def train(args):
         net.to(device, memory_format=torch.channels_last)
     optimisers = {"G": adam(nets["G"], args.lr_g), "D": adam(nets["D"], args.lr_d)}
     opt_G, opt_D = optimisers.values()
-    start = metrics.restore_run(folder, nets, optimisers) if args.resume else 0
+    kept = {"D_snapshots": []}  # of D's last updates: GAM averages over them
+    start = metrics.restore_run(folder, nets, optimisers, kept) if args.resume else 0
     planned = data.planned_updates(args, epochs=5 if args.dataset == "digits" else 15)
     total, falling = args.iters or planned, int(args.decay * planned)
     log = metrics.open_log(folder, args, nets, start, total,
@@ -306,21 +307,22 @@ def train(args):
 
     batches = data.batches(images, args.batch_size, device, args.seed, start)
     updates = data.captured(one_update, batches, args.graph and device.type == "cuda")
-    last_D, stop = [], data.stop_signals()
+    stop = data.stop_signals()
     for step in range(start + 1, total + 1):
         share = (planned + 1 - step) / (falling + 1)  # of the learning rates
         if share < 1:
             opt_G.param_groups[0]["lr"].fill_(args.lr_g * share)
             opt_D.param_groups[0]["lr"].fill_(args.lr_d * share)
         sums = next(updates)  # of the losses since the last printed line
-        if share < 0.5 and (planned - step) % (falling // 20 + 1) == 0:  # GAM averages over these
-            last_D = [*last_D, copy.deepcopy(nets["D"].state_dict())][-10:]
+        if share < 0.5 and (planned - step) % (falling // 20 + 1) == 0:
+            last = copy.deepcopy(nets["D"].state_dict())
+            kept["D_snapshots"] = [*kept["D_snapshots"], last][-10:]
         shows, saves, ends = data.due(step, total, args, stop)
         if shows:
             log(step, sums, "D {:.3f} G {:.3f} | D(x) {:.2f} D(G(z)) {:.2f}")
         if saves:
             draw_pictures(nets, args, folder, step)
-            metrics.save_run(folder, "gran", args, step, nets, optimisers, D_snapshots=last_D)
+            metrics.save_run(folder, "gran", args, step, nets, optimisers, **kept)
         if ends:
             break
     if step < total:

@@ -105,7 +105,7 @@ def load_checkpoint(path, script=None):
         raise InputError(f"{file} is damaged or not a checkpoint of ours ({_reason(error)}): "
                          "take a whole copy, or train again") from error
     if script not in (None, found["script"]):
-        raise InputError(f"{path} is a run of {found['script']}.py, not of {script}.py: use that")
+        raise InputError(f"{path} is a run of {found['script']}.py: resume it with that script")
     return found
 
 
@@ -210,10 +210,10 @@ def load_run(path, device="cpu", steps=None):
     return run
 
 
-def restore_run(path, nets, optimisers):
+def restore_run(path, nets, optimisers, kept=None):
     """Set nets, optimisers and random states to the checkpoint's; -> its update.
 
-    Learning rates stay those the optimisers were made with.
+    Learning rates stay those the optimisers were made with. kept: a dict of extra entries, set too.
     """
     checkpoint = load_checkpoint(path)
     try:
@@ -223,15 +223,17 @@ def restore_run(path, nets, optimisers):
             own = [{key: group[key] for key in ("lr", "capturable", "fused") if key in group}
                    for group in optimiser.param_groups]
             saved = checkpoint["optimisers"][name]
-            for group, kept in zip(saved["param_groups"], own):  # decides where its steps live
-                group.update(kept)
+            for group, mine in zip(saved["param_groups"], own):  # decides where its steps live
+                group.update(mine)
             optimiser.load_state_dict(saved)
-            for group, kept in zip(optimiser.param_groups, own):  # the same rate tensor as before
-                group.update(kept)
+            for group, mine in zip(optimiser.param_groups, own):  # the same rate tensor as before
+                group.update(mine)
         torch.set_rng_state(checkpoint["rng"]["cpu"])
         torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"][: torch.cuda.device_count()])
     except Exception as error:
         raise _misfit(path, checkpoint["script"], error) from error
+    for name in kept or ():
+        kept[name] = checkpoint.get(name, kept[name])
     return checkpoint["step"]
 
 
@@ -295,7 +297,7 @@ def write_samples(args, steps=None):
 LOCKS = {}  # folder: its open descriptor, which holds the lock
 
 
-def open_run(args, script, name):
+def open_run(args, name):
     """-> the folder of a run to train, locked until the process ends, and its device.
 
     The folder is args.resume, args.out or runs/NAME-DATASET; InputError where it is taken.

@@ -14,8 +14,8 @@ Differs from the papers:
 - One Gaussian q(z|x) for all, of two dense ReLU layers of 500 (Kingma and Welling: one, tanh; AAE:
   two of 1,000); Adam in place of Adagrad and momentum.
 - InfoVAE's MMD is unbiased, with exact means over N(0, I), and its weight 100 (paper: 1,000).
-- --conditional gives the label to encoder, decoder and D_z, and info compares codes class by class,
-  as samples of each class are drawn from N(0, I).
+- --conditional gives the label to encoder, decoder and D_z. info then compares the codes of each
+  class with N(0, I), since samples of each class come from there.
 """
 
 import argparse
@@ -31,7 +31,8 @@ import data
 import metrics
 
 # ---- model ---------------------------------------------------------------------------------------
-# Shapes: B batch, Z length of z, K classes (0: no labels), (C, S, S) an image; as rows: S S C.
+# Shapes: B batch, Z length of z, K classes (0: no labels), (C, S, S) an image.
+# Maps are flattened in the order height, width, kernels: channels_last's own, so nothing is copied.
 
 
 class Encoder(nn.Module):
@@ -47,7 +48,7 @@ class Encoder(nn.Module):
         self.dense = dense(kernels[-1] * side**2 + classes, hidden, 2 * z_dim)
 
     def forward(self, x, y=None):
-        h = self.convs(x).movedim(1, 3).flatten(1)  # (B, features)
+        h = self.convs(x).movedim(1, 3).flatten(1)  # (B, kernels[-1] * side^2)
         return self.dense(join(h, y, self.classes)).float().chunk(2, 1)
 
 
@@ -65,7 +66,8 @@ class Decoder(nn.Module):
             self.ups.extend([nn.ReLU(), nn.ConvTranspose2d(k, k_next, 4, stride=2, padding=1)])
 
     def forward(self, z, y=None):
-        h = self.dense(join(z, y, self.classes)).unflatten(1, self.base).movedim(3, 1)
+        h = self.dense(join(z, y, self.classes))
+        h = h.unflatten(1, self.base).movedim(3, 1)  # (B, kernels[0], side, side)
         return self.ups(h).float()
 
 
@@ -82,6 +84,7 @@ class LatentDiscriminator(nn.Module):
 
 
 def dense(n_in, hidden, n_out):
+    """Rows (B, n_in) -> (B, n_out), through two ReLU layers."""
     return nn.Sequential(nn.Linear(n_in, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
                          nn.Linear(hidden, n_out))  # fmt: skip
 
@@ -116,7 +119,7 @@ def mmd_to_normal(z, bandwidth, labels=None):
     """Unbiased squared MMD of codes z (B, Z) and N(0, I) (InfoVAE, section 4.2); may be negative.
 
     Kernel exp(-|a - b|^2 / 2 s^2), s the bandwidth. With labels (B,): class by class, weighted by
-    rows; one row alone counts 0. 1 + (1 + 2 / s^2)^(-Z/2) - 2 (1 + 1 / s^2)^(-Z/2) if all z are 0.
+    rows; a class of 1 counts 0. 1 + (1 + 2 / s^2)^(-Z/2) - 2 (1 + 1 / s^2)^(-Z/2) if all z are 0.
     """
     B, Z = z.shape
     same = 1 if labels is None else labels[:, None] == labels
@@ -198,7 +201,7 @@ def draw_pictures(nets, args, images, labels, folder, step):
     generator = torch.Generator().manual_seed(args.seed)
     drawn = sample(nets, 8 * columns, None, generator, args.batch_size)
     save_image(drawn, folder / f"samples/{step:06}.png", nrow=columns)
-    chosen = torch.linspace(0, len(images) - 1, 16).long()  # of every class: folders are sorted
+    chosen = torch.linspace(0, len(images) - 1, 16).long()  # of all classes: folders are sorted
     rows, y = [images[chosen] / 255], None if labels is None else labels[chosen].to(args.device)
     rows += [corrupt(rows[0], args.corrupt, generator)] if args.objective == "dvae" else []
     mu, _ = nets["encoder"](rows[-1].to(args.device), y)
@@ -224,7 +227,7 @@ def parse_args(argv=None):
         help=f"a folder of images, or one of {', '.join(data.DATASETS)} [%(default)s]")
     add("--data-dir", type=data.path, default="data", help="where data sets are kept [%(default)s]")
     add("--size", type=int, help="side of the images in pixels [the data set's]")
-    add("--conditional", action="store_true", help="learn and draw by class")
+    add("--conditional", action="store_true", help="all networks are given the labels")
     add = parser.add_argument_group("run").add_argument
     add("--out", type=data.path, help="folder of the run [runs/OBJECTIVE-DATASET]")
     add("--resume", type=data.path, metavar="RUN", help="continue this run")
@@ -252,18 +255,18 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     data.check_flags(parser, args)
     args.z_dim = args.z_dim or (8 if args.objective == "aae" else 20)
-    free = {"seed"} if args.sample else ()  # what may differ from the run's own
-    return metrics.resumed_args(parser, argv, "vae", free) if args.resume else args
+    return metrics.resumed_args(parser, argv, "vae") if args.resume else args
 
 
 def descend(optimiser, loss):
+    """One step of the optimiser down the loss."""
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
 
 
 def update_vae(encoder, decoder, optimiser, x, seen, y, autocast):
-    """VAE; DVAE, where what the encoder sees is a corrupted x -> (reconstruction, KL)."""
+    """VAE, or DVAE if `seen`, the encoder's input, is a corrupted x -> (reconstruction, KL)."""
     with autocast:
         mu, logvar = encoder(seen, y)
         logits = decoder(draw_z(mu, logvar), y)
@@ -273,7 +276,7 @@ def update_vae(encoder, decoder, optimiser, x, seen, y, autocast):
 
 
 def update_info(encoder, decoder, optimiser, x, y, weight, autocast):
-    """InfoVAE -> (reconstruction, MMD)."""
+    """InfoVAE -> (reconstruction, MMD with a bandwidth of sqrt(Z))."""
     with autocast:
         z = draw_z(*encoder(x, y))
         logits = decoder(z, y)
@@ -304,7 +307,7 @@ def update_aae(encoder, decoder, D_z, opt, opt_D, opt_E, x, y, autocast):
 
 
 def train(args):
-    folder, device = metrics.open_run(args, "vae", args.objective)
+    folder, device = metrics.open_run(args, args.objective)
     images, labels = data.training_set(args, batch_size=100)
     args.classes = len(args.class_names) * args.conditional
     if args.classes == 1:
