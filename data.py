@@ -194,11 +194,10 @@ def batches(images, batch_size, device, seed, start=0, labels=None):
 
 
 def captured(update, served, graph):
-    """Run `update` on every batch of `served`; yields the running sums of the losses it returns.
+    """Run update(*batch) -> losses (k,) on every batch of `served`; yields their running sums.
 
-    update(x), or (x, y) -> losses (k,), without a wait for the device or a branch on a value. The
-    sums stay one tensor: zero_() starts them again. With `graph` (CUDA), after three plain updates
-    one CUDA graph of the whole update is replayed.
+    The sums stay one tensor: zero_() starts them again. With `graph`, three plain updates are
+    followed by one CUDA graph of a whole one: update must not wait or branch on a value.
     """
     sums, recorded, stream = 0, None, torch.cuda.Stream() if graph else None
     for calls, batch in enumerate(served):
@@ -211,13 +210,11 @@ def captured(update, served, graph):
             for kept, part in zip(place, batch):
                 kept.copy_(part)
             recorded.replay()
-        elif graph:
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # a capture needs to have been warmed up on its stream
-                sums += update(*batch)
-            torch.cuda.current_stream().wait_stream(stream)
         else:
-            sums += update(*batch)
+            stream.wait_stream(torch.cuda.current_stream()) if graph else None
+            with torch.cuda.stream(stream):  # the stream of the capture; does nothing if None
+                sums += update(*batch)
+            torch.cuda.current_stream().wait_stream(stream) if graph else None
         yield sums
 
 
@@ -232,6 +229,8 @@ def open_device(name):
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 products: 10 bits of mantissa
         torch.backends.cudnn.allow_tf32 = True
+    elif Path("/dev/nvidiactl").exists() and not torch.cuda.is_available():
+        say("note: this PyTorch cannot use the NVIDIA card here (is its driver older?): on the CPU")
     return device
 
 
@@ -264,6 +263,8 @@ def check_flags(parser, args, may_be_0=()):
         parser.error(f"--seed {args.seed} has more than 64 bits: give a smaller number")
     if args.sample and not args.resume:
         parser.error("--sample draws from a trained run: name it with --resume RUN")
+    if getattr(args, "draw_classes", None) and not args.sample:
+        parser.error("--classes goes with --sample; to train on some classes, move the others away")
     if args.dataset in DATASETS:
         args.channels, side = DATASETS[args.dataset]
         args.size = args.size or side

@@ -169,8 +169,8 @@ def critic_g_loss(fake):
 @torch.no_grad()
 def clip_weights(critic, limit=0.01):
     """Every weight of the critic into [-limit, limit], in place (WGAN, Algorithm 1, line 7)."""
-    for weight in critic.parameters():
-        weight.clamp_(-limit, limit)
+    torch._foreach_clamp_min_([*critic.parameters()], -limit)
+    torch._foreach_clamp_max_([*critic.parameters()], limit)
 
 
 # ---- sizes and samples ---------------------------------------------------------------------------
@@ -295,7 +295,8 @@ def update(G, D, opt_G, opt_D, x, y, z, autocast, wgan=False):
     loss_G.backward()
     opt_G.step()
     D.requires_grad_(True)
-    means = [(s if wgan else s.sigmoid()).mean() for s in (real_score, fake_score)]
+    scores = torch.stack([real_score, fake_score])
+    means = (scores if wgan else scores.sigmoid()).mean(1)
     var_fake, var_real = (F.mse_loss(v, v.mean(0).expand_as(v)) for v in (fake.detach(), x_i))
     return torch.stack([loss_D, loss_G, *means, var_fake / var_real.clamp(min=1e-12)]).detach()
 
@@ -342,8 +343,7 @@ def train(args):
 
     batches = data.batches(images, args.batch_size, device, args.seed, start * k, labels)
     groups = (tuple(map(torch.stack, zip(*group))) for group in zip(*[batches] * k))  # (k, B, ...)
-    updates = data.captured(one_update, groups, args.graph and cuda)
-    stop = data.stop_signals()
+    updates, stop = data.captured(one_update, groups, args.graph and cuda), data.stop_signals()
     for step in range(start + 1, total + 1):
         share = (planned + 1 - step) / (falling + 1)  # of the learning rates
         if share < 1:

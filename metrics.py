@@ -20,6 +20,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import time
 import zipfile
@@ -265,7 +266,8 @@ def resumed_args(parser, argv, script, free=()):
             flag = f"--{name.replace('_', '-')}"
             if name not in FREE | set(free) and not (name == "seed" and args.sample):
                 parser.error(f"{flag} is {saved[name]} in {resume} and cannot change")
-            data.say(f"{flag} {value} in place of {saved[name]}")
+            old = "the default" if saved[name] is None else saved[name]
+            data.say(f"{flag} {value} in place of {old}")
     if args.out and not args.sample:
         parser.error("--out does not go with --resume: the run continues in its own folder")
     return argparse.Namespace(**saved | vars(args))
@@ -287,6 +289,8 @@ def write_samples(args, steps=None):
             raise InputError(f"--classes {' '.join(names)}: the run has {', '.join(run.classes)}")
         labels = torch.tensor([run.classes.index(name) for name in names])
         labels = labels[torch.arange(args.sample) % len(names)]
+    elif getattr(args, "draw_classes", None):
+        raise InputError(f"--classes: {args.resume} was not trained with --conditional")
     for i, image in enumerate(run.sample(args.sample, labels, args.seed)):
         place = folder / names[i % len(names)]
         place.mkdir(parents=True, exist_ok=True)
@@ -320,7 +324,8 @@ def open_run(args, name):
         except BlockingIOError as error:
             raise InputError(f"another process trains in {folder}: give another --out") from error
     if not args.resume and (folder / "checkpoint.pt").exists():
-        raise InputError(f"{folder} holds a run: continue it with --resume {folder}, or give --out")
+        raise InputError(f"{folder} holds a run: continue it with --resume "
+                         f"{shlex.quote(str(folder))}, or give --out")
     for left in folder.glob("checkpoint.pt.*.part"):  # of a killed process
         left.unlink()
     return folder, device
@@ -876,7 +881,8 @@ def train_classifier(images, labels, epochs=8, least=1000, batch_size=250, lr=0.
         torch.manual_seed(seed)
         net = Classifier(images.shape[1], images.shape[2], classes)
     net.to(device, memory_format=torch.channels_last)
-    batch_size, size = min(batch_size, len(images)), images.shape[2]
+    batch_size = min(batch_size, len(images), max(len(images) // 4, 32))
+    size = images.shape[2]
     total = max(epochs * (len(images) // batch_size), least)
     optimiser = torch.optim.SGD(net.parameters(), lr, 0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total)
@@ -892,8 +898,8 @@ def train_classifier(images, labels, epochs=8, least=1000, batch_size=250, lr=0.
         loss.backward()
         optimiser.step()
         schedule.step()
-        if step % 200 == 0:
-            progress(f"{name}: update {step} of {total}")
+        if step % 200 == 1:
+            progress(f"{name} is trained, once: update {step} of {total}")
     return net.eval()
 
 
