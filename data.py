@@ -418,7 +418,7 @@ def _known(dataset, data_dir, split, size):
         except Exception as error:  # of many kinds: readers, downloads
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip("<>")
             raise InputError(f"{dataset} cannot be read or downloaded ({reason}): put {files} into "
-                             f"{data_dir}, or use --dataset digits") from error
+                             f"{data_dir} (--data-dir), or use --dataset digits") from error
         if dataset in ("fashion-mnist", "cifar10"):
             names = [name.replace("/", "-") for name in found.classes]
         images = images.permute(0, 3, 1, 2).contiguous() if dataset == "cifar10" else images

@@ -92,7 +92,8 @@ def load_checkpoint(path, script=None):
     path = Path(path).expanduser()
     file = path / "checkpoint.pt" if path.is_dir() else path
     if not file.is_file():
-        raise InputError(f"{path} is not a run (no checkpoint.pt): give a training script's folder")
+        why = "is not a run (no checkpoint.pt)" if path.exists() else "does not exist"
+        raise InputError(f"{path} {why}: give a training script's folder")
     open(file, "rb").close()  # a file without read permission is not a damaged one
     try:
         with zipfile.ZipFile(file) as archive:  # compares checksums, as torch.load does not
@@ -1124,6 +1125,8 @@ def open_sources(args):
             raise InputError(f"the runs differ in {name}: {', '.join(map(str, values))}")
         if getattr(args, name) is None:
             setattr(args, name, next(iter(values), None))
+    own = [getattr(run.args, "data_dir", "data") for run in sources if run and run.args]
+    args.data_dir = args.data_dir or [*own, "data"][0]
     if args.dataset is None:
         raise InputError("no run says which data set to compare with: name it with --dataset")
     train = test = shape = None
@@ -1282,6 +1285,8 @@ def eval_command(args):
     print()
     print_table(EVAL, rows)
     print(EVAL_NOTES)
+    if rows[0]["n"] < n:
+        print("The first row has fewer images than the others, which alone raises its FID and MMD.")
     write_json(args, n=n, features=kind, bandwidth=known["bandwidth"], rows=rows,
                classifier_test_error=error)
 
@@ -1359,7 +1364,7 @@ def gam_command(args):
 
 def dim_command(args):
     """The intrinsic dimension of a data set's training images over k, as figures and a picture."""
-    images, _ = data.load(args.dataset, args.data_dir, "train", size=args.size)
+    images, _ = data.load(args.dataset, args.data_dir or "data", "train", size=args.size)
     x = images[Images("", images).order(args.n, args.seed)].flatten(1).to(args.device)
     ks = sorted(args.k)
     progress(f"{ks[-1]} neighbours of each of {len(x)} images")
@@ -1408,7 +1413,7 @@ def parse_args(argv=None):
                 ".npy or .npz; for gam, A,B or 'A-*' are runs of one model")
         add("--dataset", type=data.path, default="digits" if name == "dim" else None, help="a "
             "name, a folder, .npz images, or a .npz of Inception's mu and sigma [the runs' own]")
-        add("--data-dir", type=data.path, default="data", help="where data sets are [%(default)s]")
+        add("--data-dir", type=data.path, help="where data sets are kept [the runs' own, or data]")
         add("--size", type=int, help="side of the images in pixels [the runs', the data set's]")
         add("--n", type=int, default=10**9 if name == "dim" else 10000, help="images, at most")
         add("--seed", type=int, default=0, help="of samples and of the shuffling [%(default)s]")

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 OUT=${OUT:-gpu_day} DEVICE=${DEVICE:-cuda} SHARE=${SHARE:-1} MNIST=${MNIST:-data/MNIST/raw}
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd)
 work=$(mktemp -d)
-mkdir -p "$work/data/MNIST/raw" && cp "$MNIST"/* "$work/data/MNIST/raw/" && gunzip -kqf "$work"/data/MNIST/raw/*.gz
+mkdir -p "$work/data/MNIST/raw" && cp "$MNIST"/* "$work/data/MNIST/raw/" && gunzip -kqf "$work"/data/MNIST/raw/*.gz 2> /dev/null
 part() { python -c "print(max(1, round($1 * $SHARE)))"; }
 
 check() {

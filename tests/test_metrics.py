@@ -701,13 +701,24 @@ def test_a_perfect_conditional_model_of_rare_classes_is_not_punished(bars_set, t
 
 @pytest.mark.parametrize("held_out, name, n", [(200, "other real images", 200),
                                                (29, "halves of the real", 120)])
-def test_n_is_not_capped_by_the_held_out_tenth(bars_set, tmp_path, held_out, name, n):
+def test_n_is_not_capped_by_the_held_out_tenth(bars_set, tmp_path, capsys, held_out, name, n):
     bars_set.train = tuple(part[:240] for part in bars_set.train)
     bars_set.test = tuple(part[:held_out] for part in bars_set.test)
     bars_set.models["run"] = Model("run", bars_set.train[0])
     found = evaluate(tmp_path, "run", "--features", "pixels")
     assert found["rows"]["run"]["n"] == found["n"] == 240
     assert found["rows"][name]["n"] == n
+    assert "first row has fewer images" in capsys.readouterr().out
+
+
+def test_a_small_set_trains_its_classifier_in_small_batches(monkeypatch):
+    sizes = []
+    original = metrics.data.batches
+    monkeypatch.setattr(metrics.data, "batches", lambda images, size, *args, **kwargs: (
+        sizes.append(size), original(images, size, *args, **kwargs))[1])
+    for n in (20, 100, 400):
+        metrics.train_classifier(*bars(n), epochs=1, least=1)
+    assert sizes == [20, 32, 100]
 
 
 def test_eval_of_a_folder_against_itself_and_numbered_classes(bars_set, tmp_path, capsys):
@@ -800,7 +811,7 @@ def test_dim_prints_and_draws_the_curve(bars_set, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv, said", [
-    (["eval", "nowhere"], "nowhere is not a run"), (["eval", "noise.npy"], "--dataset"),
+    (["eval", "nowhere"], "nowhere does not exist"), (["eval", "noise.npy"], "--dataset"),
     (["eval", "noise.npy", "--dataset", "bars"], "has images of (1, 4, 4)"),
     (["eval", "bytes.npy", "--dataset", "bars"], "cannot be read as plain arrays"),
     (["eval", "wild.npy", "--dataset", "bars"], "floats in [0, 1]"),
