@@ -345,15 +345,10 @@ def open_log(folder, args, nets, start, total, columns):
     text = json.dumps(_kept(args), indent=1, sort_keys=True, default=str)
     (folder / "args.json").write_text(text + "\n")
     file, names = folder / "log.csv", ["step", *columns, "images_per_s"]
-    rows = list(csv.DictReader(file.open(newline=""))) if start and file.exists() else []
-    rows = [row for row in rows if row["step"].isdigit() and int(row["step"]) <= start]
-
-    def write(mode, rows):
-        with file.open(mode, newline="") as opened:
-            writer = csv.DictWriter(opened, names, restval="", extrasaction="ignore")
-            writer.writerows(rows)
-
-    write("w", [dict(zip(names, names)), *rows])
+    rows = file.read_text().splitlines() if start and file.exists() else []
+    rows = [row for row in rows if (at := re.match(r"\d+,", row)) and int(at[0][:-1]) <= start]
+    with data.whole_file(file) as whole:  # a kill leaves the old one
+        whole.write("".join(f"{row}\n" for row in [",".join(names), *rows]).encode())
     sizes = [f"{k} {sum(p.numel() for p in net.parameters()):,}" for k, net in nets.items()]
     cuda = torch.device(args.device).type == "cuda"
     card = torch.cuda.get_device_name(args.device) if cuda else "CPU"
@@ -372,8 +367,10 @@ def open_log(folder, args, nets, start, total, columns):
         left, speed = int((total - step) / rate), rate * args.batch_size
         data.say(f"step {step:6}/{total} | {text.format(*means)} | {speed:.0f} img/s | "
                  f"{left // 60}:{left % 60:02} left")
-        row = {name: f"{mean:.4f}" for name, mean in zip(some, means)}
-        write("a", [row | {"step": step, "images_per_s": f"{speed:.0f}"}])
+        row = {"step": str(step), "images_per_s": f"{speed:.0f}"}
+        row |= {name: f"{mean:.4f}" for name, mean in zip(some, means)}
+        with file.open("a") as opened:
+            opened.write(",".join(row.get(name, "") for name in names) + "\n")
         since, clock = step, time.perf_counter()
 
     return log
