@@ -180,7 +180,7 @@ def spread(values, form="{:.3g}"):
     if not values:
         return ""
     mean, least, most = (form.format(f(values)) for f in (lambda v: sum(v) / len(v), min, max))
-    return mean if len(values) == 1 else f"{mean} ({least} to {most})"
+    return mean if least == most else f"{mean} ({least} to {most})"
 
 
 def rows_of(found, result, name):
@@ -324,7 +324,7 @@ def readme(found):
             runs = runs_of(found, name.replace("-SEED", ""))
             rows.append([title, spread([row["fid"] for row in own]),
                          spread([1000 * row["mmd"] for row in own], "{:.2g}"),
-                         spread([run["updates"] for run in runs][:1], "{:,}"),
+                         f"{runs[0]['updates']:,}" if runs else "",
                          spread([run["minutes"] for run in runs], "{:.1f}")])
     return table(["MNIST", "FID", "MMD, 1e-3", "updates", "minutes, one core"], rows)
 
