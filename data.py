@@ -461,7 +461,7 @@ def list_images(root, dataset=""):
 
     Split: folders named train and test (or val, dev ..., in any case), CelebA's list, or else one
     image in ten is held out, by a hash of its name. Class: the first folder below; "." where there
-    is none. Left out: images beside class folders, classes of the test split alone. Test images
+    is none. Left out: loose images next to classes, classes of the test split alone. Test images
     without class folders, where training has some, have label -1. InputError for a layout that
     looks like another split, and for a class without images.
     """

@@ -290,7 +290,7 @@ def test_a_flat_test_folder_beside_classes_has_no_labels(tmp_path, load, below):
     assert load(tmp_path / "set")[1].bincount().tolist() == [5, 5]
     with pytest.raises(data.InputError, match="without labels"):
         load(tmp_path / "set", "test", classes=["cat"])
-    for name in ("cat", "dog"):  # the same with the classes beside the test folder
+    for name in ("cat", "dog"):  # the same with the classes next to the test folder
         (tmp_path / "set/train" / name).rename(tmp_path / "set" / name)
     (tmp_path / "set/train").rmdir()
     assert load(tmp_path / "set", "test")[1].tolist() == [-1] * 4
@@ -319,7 +319,7 @@ def test_images_beside_class_folders_are_left_out_and_links_back_up_not_followed
     assert dict(zip(values(images), labels.tolist())) == {2: 0, 1: 1, 3: 2}
     assert loaded.classes == ["a", "b", "c"] and "left out: 1 images in ." in loaded.note
     shutil.rmtree(tmp_path / "set/b")
-    (tmp_path / "set/c").unlink()  # one folder and images beside it: no classes
+    (tmp_path / "set/c").unlink()  # one folder and loose images: no classes
     loaded = load(tmp_path / "set", "all")
     assert sorted(values(loaded[0])) == [0, 2] and loaded.classes == ["."]
 
