@@ -664,7 +664,7 @@ def open_image(file, size=None, celeba=False):
 
 
 def first_side(folder):
-    """For metrics.py until it uses load(size=None): the shorter side of the first image."""
+    """The shorter side, in pixels, of a folder's first readable image; 64 where there is none."""
     rows, *_ = list_images(Path(folder).resolve())
     for *_, file in rows:
         image = _decode([os.path.join(Path(folder).resolve(), *file)])[0][0]
