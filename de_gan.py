@@ -1,21 +1,22 @@
 """DE-GAN: GANs with decoder-encoder output noise (Zhong, Gao, Liu, Yang 2018, arXiv:1807.03923).
 
     python de_gan.py --dataset mnist --conditional   the paper's run: Table II's networks, labels
-    python de_gan.py --iters 20                      a smoke run, nothing to download
+    python de_gan.py --iters 20                      a smoke run on `digits`, nothing to download
 
 A VAE is trained first, then frozen and swapped: its decoder turns noise z_n into an image x^, and
 its encoder x^ into z', the input of a DCGAN's G, whose loss has a hidden-space term.
 `--noise plain --lambda-hidden 0` is the paper's baseline, a DCGAN. Images must be 28, 32 or 64 px.
 
 Differs from the paper:
-- Eq. 10 swaps its labels, and in Algorithm 1 D and G ascend the same sum. Here D ascends eq. 11,
-  G descends its non-saturating form plus lambda_2 times eq. 12 (lambda_1 is 1).
+- Eq. 10 has real and generated exchanged, and in Algorithm 1 D and G ascend the same sum. Here D
+  ascends eq. 11, G descends its non-saturating form plus lambda_2 times eq. 12 (lambda_1 is 1).
 - The paper names SGD and no rates or weights. Ours: Adam, rates that fall to 0 at the end
   (--decay), lambda_2 = 0.01, samples from an average of G's weights (--ema).
-- Table II's D has 11 = 1 + 10 and 74 = 64 + 10 kernels: with --conditional, labels join every layer
-  of G and D. The VAE never sees them; its layers have batch norm and ELU.
-- Tables III and IV do not chain: D is read as 64-128-256-512, G as its mirror image, and by default
-  a quarter as wide (--width 64 is the paper's). Every tanh is a sigmoid here: [0, 1].
+- Table II's D has layers of 11 and 74 maps, as if 10 labels were joined to 1 and 64. These counts
+  stay; --conditional joins labels to every layer's input in G and D. The VAE never sees them.
+- In Tables III and IV a layer's output is not the next one's input. D is read as 64-128-256-512, G
+  as its mirror image, by default a quarter as wide (--width). Every tanh is a sigmoid: [0, 1].
+Measured: MNIST, --conditional, 4,685 updates, FID 0.182 by a classifier of MNIST (RESULTS.md).
 """
 
 import argparse
@@ -33,18 +34,18 @@ import data
 import metrics
 
 # ---- model ---------------------------------------------------------------------------------------
-# Shapes: B batch, Z length of z, K kernels of a layer, L classes, (C, S, S) an image.
-# G and D flatten maps in the order height, width, kernels: channels_last's own, without a copy.
+# Shapes: B batch, Z length of z, K maps of side s in a layer, L classes, (C, S, S) an image.
+# G and D flatten maps as (height, width, K), channels_last's order in memory: no copy.
 
 
 def up(k_in, k_out, side=5, stride=2, bias=False):
-    """(B, k_in, S, S) -> (B, k_out, 2S, 2S); stride 1: S + side - 1. No bias before batch norm."""
+    """(B, k_in, s, s) -> (B, k_out, 2s, 2s); stride 1: s + side - 1. bias: if no norm follows."""
     padding, output_padding = (2, 1) if stride == 2 else (0, 0)
     return nn.ConvTranspose2d(k_in, k_out, side, stride, padding, output_padding, bias=bias)
 
 
 def down(k_in, k_out, stride=2):
-    """5x5 convolution (B, k_in, S, S) -> (B, k_out, S / 2, S / 2); of stride 1, S - 4."""
+    """5x5 convolution (B, k_in, s, s) -> (B, k_out, s / 2, s / 2); of stride 1, s - 4."""
     return nn.Conv2d(k_in, k_out, 5, stride, padding=2 if stride == 2 else 0)
 
 
@@ -78,7 +79,8 @@ class VAE(nn.Module):
 
     def swapped(self, z, eps):
         """z_n (B, Z) -> x^ -> z' (B, Z), with the encoder's own noise eps (eqs. 8 and 9)."""
-        mu, logvar = self.encode(torch.sigmoid(self.decoder(z)))  # x^: (B, C, S, S)
+        x = torch.sigmoid(self.decoder(z))  # x^: (B, C, S, S)
+        mu, logvar = self.encode(x)
         return mu + (logvar / 2).exp() * eps
 
 
@@ -98,7 +100,7 @@ class Labelled(nn.Sequential):
 
 
 class Generator(nn.Module):
-    """G: noise (B, Z), labels (B,) if L > 0 (default 0, 1, ...) -> (B, C, S, S) in [0, 1].
+    """G: noise (B, Z), labels (B,) if L > 0 (default 0 to L - 1, in turn) -> images in [0, 1].
 
     Dense layers of 1024 and maps[0] x s x s, s = S / 2^len(maps), `up` to maps[1:] and to C.
     """
@@ -135,9 +137,9 @@ class Discriminator(nn.Module):
         self.classes = classes
         downs, last = [], []
         for k, k_next in pairwise([channels, *maps]):
-            norm = nn.BatchNorm2d(k_next, track_running_stats=False)
+            norm = nn.BatchNorm2d(k_next, track_running_stats=False)  # always the batch's own
             downs += [down(k + classes, k_next), norm, nn.LeakyReLU(0.2)]
-        downs[1] = nn.Identity()  # no batch norm on the first layer, as in DCGAN
+        downs[1] = nn.Identity()  # in place of its norm: none on the first layer, as in DCGAN
         flat = maps[-1] * (size >> len(maps)) ** 2
         if dense:
             norm = nn.BatchNorm1d(dense, track_running_stats=False)
@@ -155,7 +157,7 @@ class Discriminator(nn.Module):
 
 
 def init(layer):
-    """Weights start from N(0, 0.02), as in DCGAN."""
+    """Weights start normal, with a standard deviation of 0.02, as in DCGAN."""
     if isinstance(layer, WEIGHTED):
         nn.init.normal_(layer.weight, std=0.02)
         if layer.bias is not None:
@@ -165,7 +167,7 @@ def init(layer):
 def vae_loss(logits, x, mu, logvar):
     """Eq. 4 in nats an image -> (loss, KL), means over the batch; Bernoulli, summed over pixels.
 
-    784 log 2 and 0 for 28 x 28 logits of 0 and a posterior N(0, 1).
+    Check: 28 x 28 logits of 0 and a posterior of N(0, I) give 784 log 2 and 0.
     """
     nll = F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1).mean()
     kl = (mu.square() + logvar.exp() - logvar - 1).sum(1).mean() / 2
@@ -173,17 +175,17 @@ def vae_loss(logits, x, mu, logvar):
 
 
 def d_loss(real, fake):
-    """-log D(x) - log(1 - D(G(z'))) of logits (B,) (eq. 11). 2 log 2 when D cannot tell."""
+    """-log D(x) - log(1 - D(G(z'))) of logits (B,) (eq. 11). Check: zeros give 2 log 2."""
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
 def g_loss(fake):
-    """-log D(G(z')) of logits (B,) (eq. 11, the non-saturating form). log 2 when D cannot tell."""
+    """-log D(G(z')) of logits (B,) (eq. 11, non-saturating form). Check: zeros give log 2."""
     return F.softplus(-fake).mean()
 
 
 def hidden_loss(h_real, h_fake):
-    """Mean of ||h(x_real) - h(x_gen)||, h (B, K, s, s), pair by pair (eq. 12). 0 when equal."""
+    """Mean of ||h(x_real) - h(x_gen)||, h (B, K, s, s), in pairs (eq. 12). Check: 0 if equal."""
     return torch.linalg.vector_norm((h_real.float() - h_fake.float()).flatten(1), dim=1).mean()
 
 
@@ -191,12 +193,11 @@ def hidden_loss(h_real, h_fake):
 
 
 def build(args):
-    """{"G", "D"}, "vae" unless args.noise is "plain", "ema" (the average of G) if args.ema.
+    """A dict: G, D, vae unless args.noise is "plain", and ema (G's moving average) if args.ema.
 
-    args: channels, size, z_dim, classes, noise, width. InputError for a size other than 28 (Table
-    II), 32 (IV) and 64 (III), and for a width at 28.
+    args: channels, size (28: Table II, 32: IV, 64: III), z_dim, classes, noise, width (not at 28).
     """
-    width, dense = getattr(args, "width", None), 0
+    width, dense = getattr(args, "width", None), 0  # older runs may lack it
     if args.size == 28 and width:
         raise data.InputError("the networks for 28 px (Table II) have one width: leave --width out")
     if args.size == 28:
@@ -215,10 +216,7 @@ def build(args):
 
 @torch.no_grad()
 def draw_noise(nets, n, generator=None):
-    """G's input (n, Z), on the nets' device: z' of the frozen decoder-encoder, or z ~ N(0, I).
-
-    A `generator` draws on the CPU, so that devices agree.
-    """
+    """G's input (n, Z): z' of the frozen decoder-encoder, or N(0, I). generator: on the CPU."""
     G, device = nets["G"], next(nets["G"].parameters()).device
     where = device if generator is None else "cpu"
     z_n, eps = torch.randn(2, n, G.z_dim, generator=generator, device=where).to(device)
@@ -227,7 +225,7 @@ def draw_noise(nets, n, generator=None):
 
 @torch.no_grad()
 def sample(nets, n, labels=None, generator=None, batch_size=64):
-    """n images (n, C, S, S) in [0, 1]; labels (n,) of a conditional G are 0, 1, ... by default."""
+    """n images (n, C, S, S) in [0, 1]; labels (n,) if G is conditional: default 0 to L - 1, ..."""
     G = nets.get("ema", nets["G"])
     device, training = next(G.parameters()).device, G.training
     if G.classes:
@@ -243,16 +241,21 @@ def sample(nets, n, labels=None, generator=None, batch_size=64):
 
 
 @torch.no_grad()
-def draw_pictures(nets, args, folder, step):
-    """samples/STEP.png from fixed noise: 8 rows of 8, or a column per class (up to 16 classes)."""
-    # ema never trains: measure its batch norm's averages first, on ten fixed batches.
-    noise = draw_noise(nets, 10 * args.batch_size, torch.Generator().manual_seed(0))
-    norms = [m for m in nets.get("ema", nn.Module()).modules() if hasattr(m, "running_mean")]
-    for i, z in enumerate(noise.split(args.batch_size) if norms else (), 1):
+def measure_batch_norm(nets, batch_size):
+    """--ema averages weights alone: measure ema's batch norm averages, on ten fixed batches."""
+    noise = draw_noise(nets, 10 * batch_size, torch.Generator().manual_seed(0))
+    norms = [layer for layer in nets["ema"].modules() if hasattr(layer, "running_mean")]
+    for i, z in enumerate(noise.split(batch_size), 1):
         for norm in norms:
-            norm.momentum = 1 / i
+            norm.momentum = 1 / i  # gives the plain mean over the batches
             norm.num_batches_tracked.zero_()
         nets["ema"].train()(z)
+
+
+def draw_pictures(nets, args, folder, step):
+    """samples/UPDATE.png from fixed noise: 8 rows of 8, or a column per class (up to 16)."""
+    if "ema" in nets:
+        measure_batch_norm(nets, args.batch_size)
     columns = args.classes if 1 < args.classes <= 16 else 8
     generator = torch.Generator().manual_seed(args.seed)
     images = sample(nets, 8 * columns, None, generator, args.batch_size)
@@ -263,8 +266,8 @@ def draw_pictures(nets, args, folder, step):
 
 # The text of a printed line, and the columns of log.csv, in the order that the updates return.
 VAE_LINE = "VAE {:.2f} nats, KL {:.2f}", ["nats", "kl"]
-GAME_LINE = ("D {:.3f} G {:.3f} hidden {:.2f} | D(x) {:.2f} D(G(z')) {:.2f}",
-             ["loss_d", "loss_g", "hidden", "d_real", "d_fake"])
+GAN_LINE = ("D {:.3f} G {:.3f} hidden {:.2f} | D(x) {:.2f} D(G(z')) {:.2f}",
+            ["loss_d", "loss_g", "hidden", "d_real", "d_fake"])
 
 
 def parse_args(argv=None):
@@ -276,34 +279,34 @@ def parse_args(argv=None):
     add("--data-dir", type=data.path, default="data", help="where data sets are kept [%(default)s]")
     add("--size", type=int, help="side of the images in pixels: 28, 32 or 64 [the data set's]")
     add = parser.add_argument_group("run").add_argument
-    add("--out", type=data.path, help="folder of the run [runs/de_gan-DATASET; or de_gan-plain-]")
+    add("--out", type=data.path, help="[runs/de_gan-DATASET; plain: runs/de_gan-plain-DATASET]")
     add("--resume", type=data.path, metavar="RUN", help="continue this run")
     add("--sample", type=int, metavar="N", help="draw N images from the run of --resume")
-    add("--classes", dest="draw_classes", nargs="+", metavar="NAME", help="--sample: only these")
+    add("--classes", dest="draw_classes", nargs="+", metavar="NAME", help="of --sample [all]")
     add("--seed", type=int, default=0, help="of weights, batches and latents [%(default)s]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
     add("--log-every", type=int, default=50, help="updates between printed lines [%(default)s]")
     add("--sample-every", type=int, help="updates between pictures [200; 2,000 on CUDA]")
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=int, help="of D and G [paper's 25, digits 4; at least 3,000 updates]")
-    add("--iters", type=int, help="stop D and G after this many updates, whatever --epochs says")
-    add("--vae-iters", type=int, help="the VAE's updates [3 epochs, 1,000 or more, up to --iters]")
+    add("--epochs", type=int, help="of D and G [25, the paper's; digits 4; at least 3,000 updates]")
+    add("--iters", type=int, help="stop D and G after this many updates; rates follow --epochs")
+    add("--vae-iters", type=int, help="the VAE's updates [max(3 epochs, 1,000), at most --iters]")
     add("--batch-size", type=int, help="[64; at most a quarter of the images]")
     add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for G [%(default)s]")
     add("--lr-d", type=float, default=2e-4, help="and for D [%(default)s]")
     add("--lr-vae", type=float, default=1e-3, help="and for the VAE [%(default)s]")
-    add("--decay", type=float, default=0.2, help="rates fall to 0 in this last share [%(default)s]")
+    add("--decay", type=float, default=0.2, help="last share of updates: rates fall to 0 [0.2]")
     add("--ema", type=float, default=0.99, help="samples: G's moving average; 0: off [%(default)s]")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")
     add("--compile", action="store_true", help="torch.compile G and D")
-    add("--no-graph", dest="graph", action="store_false", help="CUDA without a graph, to debug")
+    add("--no-graph", dest="graph", action="store_false", help="no CUDA graph, to debug")
     add = parser.add_argument_group("model").add_argument
     add("--conditional", action="store_true", help="G and D read labels, as the paper's on MNIST")
     add("--noise", choices=["decoder-encoder", "plain"], default="decoder-encoder",
         help="G's input: z' or N(0, I) [%(default)s]")
     add("--lambda-hidden", type=float, default=0.01, help="lambda_2 weighs eq. 12 [%(default)s]")
     add("--z-dim", type=int, default=128, help="length of the noise [%(default)s, as in the paper]")
-    add("--width", type=int, help="kernels at half the side, not at 28 px [16; paper: 64]")
+    add("--width", type=int, help="maps of D's first layer; not at 28 px [16; paper: 64]")
     args = parser.parse_args(argv)
     data.check_flags(parser, args, may_be_0=("decay", "ema", "lambda_hidden", "vae_iters"))
     if args.batch_size == 1:
@@ -323,9 +326,9 @@ def update_vae(vae, optimiser, x, autocast):
 
 
 def update(nets, optimisers, x, y, lambda_hidden, autocast):
-    """Algorithm 1, lines 3 to 13: one update of D, then one of G; labels y (B,) or None.
+    """Algorithm 1, lines 3 to 13: one update of D, then one of G. Lines 8 to 10 come when needed.
 
-    -> (loss of D, of G, hidden-space loss, mean D(x), mean D(G(z')))
+    Labels y (B,) or None -> (loss of D, of G, hidden-space loss, mean D(x), mean D(G(z')))
     """
     G, D, opt_G, opt_D = nets["G"], nets["D"], optimisers["G"], optimisers["D"]
     with autocast:
@@ -336,7 +339,7 @@ def update(nets, optimisers, x, y, lambda_hidden, autocast):
     loss_D.backward()
     opt_D.step()                                             # line 12
 
-    D.requires_grad_(False)                                  # the gradient passes through D to G
+    D.requires_grad_(False)  # no gradients for D's weights; they still flow through D to `fake`
     with autocast:
         logits, h_fake = D(fake, y, with_hidden=True)        # line 9
         h_real = D(x, y, with_hidden=True)[1] if lambda_hidden else None  # line 8
@@ -352,9 +355,8 @@ def update(nets, optimisers, x, y, lambda_hidden, autocast):
 
 def adam(net, lr, beta_1):
     """Fused Adam; its rate is a tensor, so that it can fall while a CUDA graph is replayed."""
-    optimiser = torch.optim.Adam(net.parameters(), lr, (beta_1, 0.999), fused=True, capturable=True)
-    optimiser.param_groups[0]["lr"] = torch.tensor(lr, device=next(net.parameters()).device)
-    return optimiser
+    lr = torch.tensor(lr, device=next(net.parameters()).device)
+    return torch.optim.Adam(net.parameters(), lr, (beta_1, 0.999), fused=True, capturable=True)
 
 
 def complete(args):
@@ -370,67 +372,65 @@ def complete(args):
 
 
 def run_updates(args, nets, optimisers, images, labels, start, total, autocast):
-    """Yields the running sums of losses of each update: first the VAE's, then the game's."""
+    """Yields the running sums of losses of each update: of the VAE, then of D and G (GAN phase)."""
     device, labels = next(nets["G"].parameters()).device, labels if args.conditional else None
-    average = get_ema_multi_avg_fn(args.ema)
     weights = [list(nets[name].parameters()) for name in ("ema", "G") if args.ema]
     if args.compile:
         nets = nets | {name: torch.compile(nets[name]) for name in ("G", "D")}
 
-    def one_of_vae(x, y=None):
+    def vae_phase(x, y=None):
         return update_vae(nets["vae"], optimisers["vae"], x, autocast)
 
-    def one_of_game(x, y=None):
+    def gan_phase(x, y=None):
         losses = update(nets, optimisers, x, y, args.lambda_hidden, autocast)
         if args.ema:
-            average(*weights, None)  # None: the number of averages so far, unused
+            get_ema_multi_avg_fn(args.ema)(*weights, None)  # None: a count, unused
         return losses
 
-    for one_update, last in ((one_of_vae, args.vae_iters), (one_of_game, total)):
-        if one_update is one_of_game and "vae" in nets:
+    for one_update, last in ((vae_phase, args.vae_iters), (gan_phase, total)):
+        if one_update is gan_phase and "vae" in nets:
             nets["vae"].eval().requires_grad_(False)  # frozen
         if start < last:
             batches = data.batches(images, args.batch_size, device, args.seed, start, labels)
-            sums = data.captured(one_update, batches, args.graph and device.type == "cuda")
-            yield from islice(sums, last - start)
+            updates = data.captured(one_update, batches, args.graph and device.type == "cuda")
+            yield from islice(updates, last - start)
             start = last
 
 
 def train(args):
-    folder, device = metrics.open_run(args, f"de_gan{'-plain' * (args.noise == 'plain')}")
-    images, labels = data.training_set(args, batch_size=64)
+    folder, device = metrics.open_run(args, "de_gan-plain" if args.noise == "plain" else "de_gan")
+    images, labels = data.training_set(args, batch_size=64)  # sets args.size, batch_size, ...
     complete(args)
     autocast = data.autocast(args, device)
 
     torch.manual_seed(args.seed)
     nets = build(args)
-    for net in nets.values():
-        net.to(device, memory_format=torch.channels_last)
+    nn.ModuleDict(nets).to(device, memory_format=torch.channels_last)
     rates = {"G": (args.lr_g, 0.5), "D": (args.lr_d, 0.5), "vae": (args.lr_vae, 0.9)}
     optimisers = {name: adam(nets[name], *rates[name]) for name in rates if name in nets}
-    kept = {"D_snapshots": []}  # of D's last updates: GAM averages over them
+    kept = {"D_snapshots": []}  # late copies of D: the Generative Adversarial Metric averages them
     start = metrics.restore_run(folder, nets, optimisers, kept) if args.resume else 0
     planned = data.planned_updates(args, epochs=4 if args.dataset == "digits" else 25)
-    total, falling = args.vae_iters + (args.iters or planned), int(args.decay * planned)
-    log = metrics.open_log(folder, args, nets, start, total, VAE_LINE[1] + GAME_LINE[1])
+    total, decay_updates = args.vae_iters + (args.iters or planned), int(args.decay * planned)
+    log = metrics.open_log(folder, args, nets, start, total, VAE_LINE[1] + GAN_LINE[1])
     updates = run_updates(args, nets, optimisers, images, labels, start, total, autocast)
     stop = data.stop_signals()
     for step in range(start + 1, total + 1):
-        game = step - args.vae_iters  # the update of D and G; up to 0 the VAE trains
-        share = (planned + 1 - game) / (falling + 1)  # of the learning rates
-        if share < 1:
-            optimisers["G"].param_groups[0]["lr"].fill_(args.lr_g * share)
-            optimisers["D"].param_groups[0]["lr"].fill_(args.lr_d * share)
-        sums = next(updates)  # of the losses since the last printed line
-        if share < 0.5 and (planned - game) % (falling // 20 + 1) == 0:
-            last = copy.deepcopy(nets["D"].state_dict())
+        gan_step = step - args.vae_iters  # from 1 in the GAN phase; up to 0 the VAE trains
+        factor = (planned + 1 - gan_step) / (decay_updates + 1)  # times both rates
+        if factor < 1:
+            optimisers["G"].param_groups[0]["lr"].fill_(args.lr_g * factor)
+            optimisers["D"].param_groups[0]["lr"].fill_(args.lr_d * factor)
+        sums = next(updates)  # one update; its losses are added to sums, which log() sets to 0
+        if factor < 0.5 and (planned - gan_step) % (decay_updates // 20 + 1) == 0:
+            last = copy.deepcopy(nets["D"].state_dict())  # ten in the decay's second half, evenly
             kept["D_snapshots"] = [*kept["D_snapshots"], last][-10:]
         shows, saves, ends = data.due(step, total, args, stop)
-        saves = saves or game in (0, 100)  # the VAE is trained; the first grid of the game
-        if shows or game in (0, 1, 10, 100):
-            log(step, sums, *(GAME_LINE if game > 0 else VAE_LINE))
+        saves = saves or gan_step in (0, 100)  # at the VAE's end, and early in the GAN phase
+        if shows or gan_step in (0, 1, 10, 100):
+            log(step, sums, *(GAN_LINE if gan_step > 0 else VAE_LINE))
         if saves:
-            if game > 0:
+            if gan_step > 0:
                 draw_pictures(nets, args, folder, step)
             metrics.save_run(folder, "de_gan", args, step, nets, optimisers, **kept)
         if ends:

@@ -1,7 +1,7 @@
 """GRAN: generating images with recurrent adversarial networks (Im et al. 2016, arXiv:1602.05110).
 
     python gran.py --dataset mnist --steps 5     the paper's run: Table 5's networks, batches of 100
-    python gran.py --steps 5 --iters 20          a smoke run, nothing to download
+    python gran.py --steps 5 --iters 20          a smoke run on `digits`, nothing to download
 
 The generator draws in T steps. At each step f turns [h_z, h_c] into an update dC of the canvas, and
 g encodes that update into the next h_c. The image is the sigmoid of the sum of all updates.
@@ -10,10 +10,11 @@ Differs from the paper:
 - D returns a logit and the losses are softplus of logits: eqs. 1 and 2, without overflow.
 - Batch norm always uses the current batch (as in the authors' code), so each step t has its own
   statistics. Samples must therefore be drawn in batches of the training size.
-- g's dense layer has batch norm too: without it tanh saturates and GRAN5 collapses.
-- The paper gives no learning rates. Ours are those of the authors' checkpoints; on MNIST D is the
-  faster one, since GRAN3 and GRAN5 collapsed otherwise. They fall to 0 at the end (--decay).
-- Samples come from a moving average of G's weights (--ema 0 turns it off).
+- g's dense layer has batch norm too: without it tanh saturates and GRAN5 (T = 5) collapses.
+- The paper gives no learning rates. Those for CIFAR-10 and LSUN are from the authors' checkpoints.
+  Those for MNIST are ours: D learns faster than G, since GRAN3 and GRAN5 collapsed otherwise.
+- Rates fall to 0 at the end (--decay); samples come from a moving average of G's weights (--ema).
+Measured: MNIST, --epochs 3 (1,800 updates), FID 2.25 by a classifier of MNIST (assets/RESULTS.md).
 """
 
 import argparse
@@ -32,12 +33,12 @@ import data
 import metrics
 
 # ---- model ---------------------------------------------------------------------------------------
-# Shapes: B batch, T drawing steps, Z length of z, h_z and h_c, (C, S, S) an image, L layers.
-# Maps are flattened in the order height, width, kernels: channels_last's own, so nothing is copied.
+# Shapes: B batch, T drawing steps, Z length of z, h_z and h_c, (C, S, S) an image, (s, s) a map,
+# L stride-2 layers. Maps are flattened as (height, width, kernels), channels_last's memory order.
 
 
 def up(kernels):
-    """5x5 transposed convolutions (B, kernels[0], S, S) -> (B, kernels[-1], S * 2^L, S * 2^L)."""
+    """5x5 transposed convolutions (B, kernels[0], s, s) -> (B, kernels[-1], s * 2^L, s * 2^L)."""
     layers = []
     for k, k_next in pairwise(kernels):
         layers += [nn.BatchNorm2d(k, track_running_stats=False), nn.ReLU(),
@@ -46,7 +47,7 @@ def up(kernels):
 
 
 def down(kernels, activation):
-    """5x5 convolutions (B, kernels[0], S, S) -> (B, kernels[-1], S / 2^L, S / 2^L)."""
+    """5x5 convolutions (B, kernels[0], s, s) -> (B, kernels[-1], s / 2^L, s / 2^L)."""
     layers = []
     for k, k_next in pairwise(kernels):
         layers += [nn.Conv2d(k, k_next, 5, stride=2, padding=2),
@@ -83,9 +84,9 @@ class Encoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """Algorithm 1. noise: "once" (one z for all steps) or "per-step" (footnote 2).
+    """Algorithm 1. noise: "once" (one z for all steps), "per-step" (a new z for each: footnote 2).
 
-    kernels: bottom to top, without the image's channels; tie: g uses f's convolution kernels.
+    kernels: from the smallest map to the largest, without the image's channels; tie: g uses f's.
     """
 
     def __init__(self, kernels, channels, size, z_dim, steps, noise="once", tie=False):
@@ -98,24 +99,24 @@ class Generator(nn.Module):
             ups = [layer for layer in self.f.up if isinstance(layer, nn.ConvTranspose2d)]
             downs = [layer for layer in self.g.down if isinstance(layer, nn.Conv2d)]
             for conv, mirror in zip(downs, reversed(ups)):
-                conv.weight = mirror.weight
+                conv.weight = mirror.weight  # same shape: out x in of one is in x out of the other
         self.apply(init)
 
     def draw_z(self, n, steps=None, generator=None, device=None):
         """z ~ N(0, 1), (T, n, Z) (eq. 5); the same z at every step unless noise is "per-step"."""
         T = steps or self.steps
-        shape = T if self.noise == "per-step" else 1, n, self.z_dim
+        shape = (T if self.noise == "per-step" else 1, n, self.z_dim)
         return torch.randn(shape, generator=generator, device=device).expand(T, -1, -1)
 
     def forward(self, z, every_step=False):
-        """z (T, B, Z) -> images (B, C, S, S) in [0, 1]; every_step: canvases (T, B, C, S, S)."""
-        C, dC, canvases = 0, None, []
-        for h_z in torch.tanh(self.W(z)):                              # eq. 7, all steps: (B, Z)
+        """z (T, B, Z) -> images (B, C, S, S) in [0, 1]; every_step: after each, (T, B, C, S, S)."""
+        canvas, dC, canvases = 0, None, []
+        for h_z in torch.tanh(self.W(z)):                              # eq. 7, all steps: (T, B, Z)
             h_c = torch.zeros_like(h_z) if dC is None else self.g(dC)  # eq. 6: (B, Z)
             dC = self.f(torch.cat([h_z, h_c], 1))                      # eq. 8: (B, C, S, S)
-            C = C + dC.float()
-            canvases.append(C)
-        return torch.sigmoid(torch.stack(canvases) if every_step else C)  # eq. 9
+            canvas = canvas + dC.float()                               # float32 under autocast too
+            canvases.append(canvas)
+        return torch.sigmoid(torch.stack(canvases) if every_step else canvas)  # eq. 9
 
 
 class Discriminator(nn.Module):
@@ -134,24 +135,24 @@ class Discriminator(nn.Module):
 
 
 def init(layer):
-    """Convolutions start from N(0, 0.02), as in DCGAN."""
+    """Convolutions start normal, with a standard deviation of 0.02, as in DCGAN."""
     if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
 
 
 def d_loss(real, fake):
-    """-log D(x) - log(1 - D(G(z))) of logits (B,) (eq. 2). 2 log 2 when D cannot tell."""
+    """-log D(x) - log(1 - D(G(z))) of logits (B,) (eq. 2). Check: logits of 0 give 2 log 2."""
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
 def g_loss(fake):
-    """-log D(G(z)) of logits (B,) (eq. 2, the non-saturating form). log 2 when D cannot tell."""
+    """-log D(G(z)) of logits (B,) (eq. 2, non-saturating form). Check: logits of 0 give log 2."""
     return F.softplus(-fake).mean()
 
 
 def table_5(dataset, channels, size):
-    """-> kernels, bottom to top, and length of z (Table 5); InputError if size cannot halve."""
+    """-> Generator's kernels, length of z (Table 5); InputError if size / 2^L is not whole."""
     if size <= 32 and channels == 1:
         kernels, z_dim = [80, 40], 60                # MNIST
     elif size <= 32:
@@ -167,22 +168,24 @@ def table_5(dataset, channels, size):
 
 def rates(channels, size):
     """Adam's rates of G and D: the authors' for CIFAR-10 and LSUN networks, ours for MNIST's."""
-    return (2e-4, 1e-4) if size > 32 else (2e-4, 4e-4) if channels == 1 else (1e-4, 4e-5)
+    if size > 32:
+        return 2e-4, 1e-4                                   # LSUN
+    return (2e-4, 4e-4) if channels == 1 else (1e-4, 4e-5)  # MNIST, or CIFAR-10
 
 
 def build(args):
-    """{"G", "D"}, and "ema" (the moving average of G) if args.ema; args: flags and sizes."""
+    """A dict: G, D, and ema (G's moving average) if args.ema. args: flags, channels and size."""
     kernels, z_dim = table_5(args.dataset, args.channels, args.size)
     G = Generator(kernels, args.channels, args.size, z_dim, args.steps, args.noise, args.tie)
     nets = {"G": G, "D": Discriminator(kernels, args.channels, args.size)}
-    return nets | ({"ema": copy.deepcopy(G)} if getattr(args, "ema", 0) else {})
+    return nets | ({"ema": copy.deepcopy(G)} if getattr(args, "ema", 0) else {})  # old runs lack it
 
 
 @torch.no_grad()
 def canvases(nets, n, steps=None, generator=None, batch_size=100):
-    """The canvas after each step, (T, n, C, S, S) in [0, 1], drawn in whole batches.
+    """Images after each step (T, n, C, S, S) in [0, 1]; InputError if a T = 1 run gets other steps.
 
-    Latents are drawn on the CPU, so that devices agree. InputError for more steps of a T = 1 run.
+    Whole batches, with z drawn on the CPU: a seed gives the same images on any device.
     """
     G = nets.get("ema", nets["G"])
     if G.steps == 1 and steps not in (None, 1):
@@ -192,14 +195,14 @@ def canvases(nets, n, steps=None, generator=None, batch_size=100):
 
 
 def sample(nets, n, labels=None, generator=None, batch_size=100, steps=None):
-    """n images (n, C, S, S) in [0, 1], batch by batch to save memory; GRAN has no labels."""
+    """n images (n, C, S, S) in [0, 1]; keeps only the last canvas of each batch. labels: unused."""
     parts = [canvases(nets, batch_size, steps, generator, batch_size)[-1]
              for _ in range(0, n, batch_size)]
     return torch.cat(parts)[:n]
 
 
 def draw_pictures(nets, args, folder, step):
-    """samples/STEP.png, steps.png (a row per sample, a column per step), steps.gif."""
+    """samples/UPDATE.png, steps.png (a row per sample, a column per drawing step), steps.gif."""
     generator = torch.Generator().manual_seed(args.seed)
     frames = canvases(nets, 64, None, generator, args.batch_size).cpu()  # (T, 64, C, S, S)
     save_image(frames[-1], folder / f"samples/{step:06}.png", nrow=8)
@@ -229,16 +232,16 @@ def parse_args(argv=None):
     add("--log-every", type=int, default=50, help="updates between printed lines [%(default)s]")
     add("--sample-every", type=int, help="updates between pictures [200; 2,000 on CUDA]")
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=int, help="[15, digits 5, at least 3,000 updates; authors: 15 to 70]")
-    add("--iters", type=int, help="stop after this many updates, whatever --epochs says")
+    add("--epochs", type=int, help="[15; digits 5; at least 3,000 updates; authors: 15 to 70]")
+    add("--iters", type=int, help="stop after this many updates; rates follow --epochs")
     add("--batch-size", type=int, help="[100, as in the paper; at most a quarter of the images]")
     add("--lr-g", type=float, help="Adam's learning rate for G [MNIST, LSUN 2e-4; CIFAR-10 1e-4]")
     add("--lr-d", type=float, help="and for D [MNIST 4e-4, LSUN 1e-4, CIFAR-10 4e-5]")
-    add("--decay", type=float, default=0.2, help="rates fall to 0 in this last share [%(default)s]")
+    add("--decay", type=float, default=0.2, help="last share of updates: rates fall to 0 [0.2]")
     add("--ema", type=float, default=0.99, help="samples: G's moving average; 0: off [%(default)s]")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")
     add("--compile", action="store_true", help="torch.compile the networks")
-    add("--no-graph", dest="graph", action="store_false", help="CUDA without a graph, to debug")
+    add("--no-graph", dest="graph", action="store_false", help="no CUDA graph, to debug")
     add = parser.add_argument_group("model").add_argument
     add("--steps", type=int, default=5, help="T, the drawing steps [%(default)s; paper: 1, 3, 5]")
     add("--noise", choices=["once", "per-step"], default="once", help="draws of z [%(default)s]")
@@ -259,7 +262,7 @@ def update(G, D, opt_G, opt_D, x, z, autocast):
     loss_D.backward()
     opt_D.step()
 
-    D.requires_grad_(False)  # the gradient passes through D to G
+    D.requires_grad_(False)  # no gradients for D's weights; they still flow through D to `fake`
     with autocast:
         loss_G = g_loss(D(fake))
     opt_G.zero_grad()
@@ -271,51 +274,48 @@ def update(G, D, opt_G, opt_D, x, z, autocast):
 
 def adam(net, lr):
     """Fused Adam. Its rate is a tensor, so that it can fall while a CUDA graph is replayed."""
-    optimiser = torch.optim.Adam(net.parameters(), lr, (0.5, 0.999), fused=True, capturable=True)
-    optimiser.param_groups[0]["lr"] = torch.tensor(lr, device=next(net.parameters()).device)
-    return optimiser
+    lr = torch.tensor(lr, device=next(net.parameters()).device)
+    return torch.optim.Adam(net.parameters(), lr, (0.5, 0.999), fused=True, capturable=True)
 
 
 def train(args):
     folder, device = metrics.open_run(args, f"gran{args.steps}")
-    images, _ = data.training_set(args, batch_size=100)
+    images, _ = data.training_set(args, batch_size=100)  # sets args.channels, size, batch_size
     lr_g, lr_d = rates(args.channels, args.size)
     args.lr_g, args.lr_d = args.lr_g or lr_g, args.lr_d or lr_d
     autocast = data.autocast(args, device)
 
     torch.manual_seed(args.seed)
     nets = build(args)
-    for net in nets.values():
-        net.to(device, memory_format=torch.channels_last)
-    optimisers = {"G": adam(nets["G"], args.lr_g), "D": adam(nets["D"], args.lr_d)}
-    opt_G, opt_D = optimisers.values()
-    kept = {"D_snapshots": []}  # of D's last updates: GAM averages over them
+    nn.ModuleDict(nets).to(device, memory_format=torch.channels_last)
+    opt_G, opt_D = adam(nets["G"], args.lr_g), adam(nets["D"], args.lr_d)
+    optimisers = {"G": opt_G, "D": opt_D}
+    kept = {"D_snapshots": []}  # late copies of D: the Generative Adversarial Metric averages them
     start = metrics.restore_run(folder, nets, optimisers, kept) if args.resume else 0
     planned = data.planned_updates(args, epochs=5 if args.dataset == "digits" else 15)
-    total, falling = args.iters or planned, int(args.decay * planned)
+    total, decay_updates = args.iters or planned, int(args.decay * planned)
     log = metrics.open_log(folder, args, nets, start, total,
                            ("loss_d", "loss_g", "d_real", "d_fake"))
-    average = get_ema_multi_avg_fn(args.ema)
     weights = [list(nets[name].parameters()) for name in ("ema", "G") if args.ema]
     G, D = (torch.compile(nets[name]) if args.compile else nets[name] for name in "GD")
 
     def one_update(x):
         losses = update(G, D, opt_G, opt_D, x, nets["G"].draw_z(len(x), device=device), autocast)
         if args.ema:
-            average(*weights, None)  # None: the number of averages so far, unused
+            get_ema_multi_avg_fn(args.ema)(*weights, None)  # None: a count, unused
         return losses
 
     batches = data.batches(images, args.batch_size, device, args.seed, start)
     updates = data.captured(one_update, batches, args.graph and device.type == "cuda")
     stop = data.stop_signals()
-    for step in range(start + 1, total + 1):
-        share = (planned + 1 - step) / (falling + 1)  # of the learning rates
-        if share < 1:
-            opt_G.param_groups[0]["lr"].fill_(args.lr_g * share)
-            opt_D.param_groups[0]["lr"].fill_(args.lr_d * share)
-        sums = next(updates)  # of the losses since the last printed line
-        if share < 0.5 and (planned - step) % (falling // 20 + 1) == 0:
-            last = copy.deepcopy(nets["D"].state_dict())
+    for step in range(start + 1, total + 1):  # an update, not a drawing step
+        factor = (planned + 1 - step) / (decay_updates + 1)  # times both rates; planned >= total
+        if factor < 1:
+            opt_G.param_groups[0]["lr"].fill_(args.lr_g * factor)
+            opt_D.param_groups[0]["lr"].fill_(args.lr_d * factor)
+        sums = next(updates)  # one update; its losses are added to sums, which log() sets to 0
+        if factor < 0.5 and (planned - step) % (decay_updates // 20 + 1) == 0:
+            last = copy.deepcopy(nets["D"].state_dict())  # ten in the decay's second half, evenly
             kept["D_snapshots"] = [*kept["D_snapshots"], last][-10:]
         shows, saves, ends = data.due(step, total, args, stop)
         if shows:

@@ -4,9 +4,8 @@
     python metrics.py gam runs/gran1-mnist runs/gran3-mnist runs/gran5-mnist
     python metrics.py dim --dataset mnist
 
-Images are (n, C, H, W), uint8 or floats in [0, 1]. The measures are plain functions of tensors or
-numpy arrays: they flatten to rows, work in float64 and return floats or dicts, so that each can be
-copied out on its own. The first section holds a run's files, which the training scripts share.
+Images are (n, C, H, W), uint8 or floats in [0, 1]. A measure is a plain function of tensors or
+numpy arrays that works in float64 and can be copied out. The first section keeps a run's files.
 """
 
 import argparse
@@ -15,7 +14,7 @@ import contextlib
 import csv
 import hashlib
 import importlib
-import inspect
+import itertools
 import json
 import math
 import os
@@ -40,20 +39,24 @@ from data import InputError
 # ---- Runs ----------------------------------------------------------------------------------------
 
 NOT_FINITE = "a {} is not finite at update {}: try lower rates or --no-amp; {} keeps its checkpoint"
+FREE = {"dataset", "data_dir", "device", "epochs", "iters", "batch_size", "lr", "lr_g", "lr_d",
+        "lr_vae", "log_every", "sample_every", "compile", "amp", "graph"}  # --resume may change it
+ONCE = ("out", "resume", "sample", "draw_classes", "explore", "on")  # flags of one call
+LOCKS = {}  # folder: the open file whose lock keeps other processes out
 
 
 def save_run(folder, script, args, step, nets, optimisers, **extra):
-    """Write folder/checkpoint.pt: all that sampling and resuming need, as tensors and plain values.
+    """Write folder/checkpoint.pt, all that sampling and resuming need, and draw losses.png.
 
     args: Namespace or dict; nets, optimisers: dicts of objects with a state_dict; extra: further
-    entries. A run killed at any moment keeps its last whole checkpoint. Draws losses.png out of
-    log.csv. Raises OSError, and FloatingPointError for weights that are not finite.
+    entries. A run killed at any moment keeps its last whole checkpoint. Raises OSError, and
+    FloatingPointError for weights that are not finite.
     """
-    folder, args = Path(folder), json.loads(json.dumps(_kept(args), default=str))
+    folder, kept = Path(folder), json.loads(json.dumps(_kept(args), default=str))
     check_finite(folder, step, nets)
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    checkpoint = {"script": script, "args": args, "step": step, "classes": args.get("class_names"),
-                  "digest": args.get("digest"), "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+    checkpoint = {"script": script, "args": kept, "step": step, "classes": kept.get("class_names"),
+                  "digest": kept.get("digest"), "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
                   "nets": {name: net.state_dict() for name, net in nets.items()},
                   "optimisers": {name: opt.state_dict() for name, opt in optimisers.items()}}
     try:
@@ -64,18 +67,14 @@ def save_run(folder, script, args, step, nets, optimisers, **extra):
         raise OSError(f"{folder} keeps its last checkpoint, a new one fails: {cause}") from error
     log = folder / "log.csv"
     rows = list(csv.DictReader(log.open(newline=""))) if log.exists() else []
-    names = [name for name in (rows or [{}])[0] if name.startswith(("loss", "bound", "vae"))]
-    curves = {name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]
-              for name in names}
-    if any(curves.values()):
-        draw_curves(curves, folder / "losses.png", "losses over the updates")
+    losses = [name for name in (rows or [{}])[0] if name.startswith(("loss", "bound", "vae"))]
+    draw_curves({name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+                 for name in losses}, folder / "losses.png", "losses over the updates")
 
 
 def _kept(args):
-    """args as a dict, without what holds for one call only."""
-    once = ("out", "resume", "sample", "draw_classes", "explore", "on")
     args = args if isinstance(args, dict) else vars(args)
-    return {name: value for name, value in args.items() if name not in once}
+    return {name: value for name, value in args.items() if name not in ONCE}
 
 
 def check_finite(folder, step, nets):
@@ -115,9 +114,14 @@ def _reason(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _misfit(path, script, error):
-    reason = _reason(error)
-    return InputError(f"{path} does not fit {script}.py ({reason}): use the version that wrote it")
+@contextlib.contextmanager
+def _fitting(path, script):
+    """Whatever wrong values in a checkpoint raise becomes an InputError."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{path} does not fit {script}.py ({_reason(error)}): use the version "
+                         "that wrote it") from error
 
 
 def build_nets(path, checkpoint):
@@ -127,7 +131,7 @@ def build_nets(path, checkpoint):
     if not known or not Path(__file__).with_name(f"{script}.py").is_file():
         raise InputError(f"{path} is a run of {script!r}, and no such script is next to metrics.py")
     module = importlib.import_module(script)
-    try:
+    with _fitting(path, script):
         for name in ("batch_size", "size", "channels"):
             value = getattr(args, name)
             if type(value) is not int or not 0 < value <= 2**16:
@@ -136,21 +140,18 @@ def build_nets(path, checkpoint):
             nets = module.build(args)
         for name, net in nets.items():
             net.load_state_dict(checkpoint["nets"][name], assign=True)
-    except Exception as error:  # wrong values in args may raise anything
-        raise _misfit(path, script, error) from error
     return module, args, nets
 
 
 class Run:
-    """A trained model as the measures see it, from `load_run`.
+    """A trained model as the measures see it: the run in a folder or checkpoint file, on `device`.
 
-    nets, args, step, script, name; conditional: it draws by label; classes: label k is classes[k];
-    logits: D's, None without a discriminator.
+    steps: draw a recurrent model in that many steps (GRAN, Table 4). InputError if it is no run.
+    Attributes: nets, args, step, script, name; conditional: it draws by label; classes: label k is
+    classes[k]; logits(x, labels=None): D's, (n,), positive is real; None without a discriminator.
     """
 
-    images = labels = None
-
-    def __init__(self, path, device, steps=None):
+    def __init__(self, path, device="cpu", steps=None):
         checkpoint, folder = load_checkpoint(path), Path(path).expanduser().resolve()
         self.module, self.args, self.nets = build_nets(path, checkpoint)
         self.script, self.step, self.steps = checkpoint["script"], checkpoint["step"], steps
@@ -159,6 +160,16 @@ class Run:
         self.classes = getattr(self.args, "class_names", None) or []
         self.snapshots = checkpoint.get("D_snapshots") or []
         self.logits = self._logits if "D" in self.nets else None
+        if steps is not None and not (hasattr(self.module, "canvases") and steps > 0):
+            raise InputError(f"{path}@{steps}: {self.script}.py cannot draw in that many steps")
+        if self.step <= (getattr(self.args, "vae_iters", None) or 0):
+            raise InputError(f"{path} has only trained its VAE and has no generator yet: resume it")
+        for net in self.nets.values():
+            net.to(device, memory_format=torch.channels_last).eval()
+        for layer in self.nets["D"].modules() if self.logits else ():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # D judges by batch statistics
+                layer.train()
+                layer.track_running_stats = False
 
     def sample(self, n, labels=None, seed=0):
         """(n, C, H, W) float32 in [0, 1], by labels int64 (n,); the same for the same seed."""
@@ -169,11 +180,8 @@ class Run:
 
     @torch.no_grad()
     def _logits(self, x, labels=None):
-        """D's logits (n,), on the CPU, of images x (n, C, H, W); positive is real.
-
-        In whole batches of the training size, as batch norm in D needs; give real and generated
-        images apart, as D met them.
-        """
+        """In whole batches of the training size; give real and generated images apart, as D met
+        them: batch norm in D needs both."""
         if self.conditional and labels is None:
             raise ValueError(f"labels: the discriminator of {self.name} needs them")
         size, out = self.args.batch_size, []
@@ -193,23 +201,8 @@ class Run:
 
 
 def load_run(path, device="cpu", steps=None):
-    """The `Run` in a folder or checkpoint file, on `device`, for measuring.
-
-    steps: draw a recurrent model in that many steps (GRAN, Table 4). InputError if it is no run.
-    """
-    run = Run(path, torch.device(device), steps)
-    recurrent = "steps" in inspect.signature(run.module.sample).parameters
-    if steps is not None and not (recurrent and steps > 0):
-        raise InputError(f"{path}@{steps}: {run.script}.py cannot draw in that many steps")
-    if run.step <= (getattr(run.args, "vae_iters", None) or 0):
-        raise InputError(f"{path} has only trained its VAE and has no generator yet: resume it")
-    for net in run.nets.values():
-        net.to(device, memory_format=torch.channels_last).eval()
-    for layer in run.nets["D"].modules() if run.logits else ():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # D judges by batch statistics
-            layer.train()
-            layer.track_running_stats = False
-    return run
+    """-> the `Run` in a folder or checkpoint file, ready to sample and judge."""
+    return Run(path, torch.device(device), steps)
 
 
 def restore_run(path, nets, optimisers, kept=None):
@@ -218,29 +211,22 @@ def restore_run(path, nets, optimisers, kept=None):
     Learning rates stay those the optimisers were made with. kept: a dict of extra entries, set too.
     """
     checkpoint = load_checkpoint(path)
-    try:
+    with _fitting(path, checkpoint["script"]):
         for name, net in nets.items():
             net.load_state_dict(checkpoint["nets"][name])
         for name, optimiser in optimisers.items():
-            own = [{key: group[key] for key in ("lr", "capturable", "fused") if key in group}
-                   for group in optimiser.param_groups]
             saved = checkpoint["optimisers"][name]
-            for group, mine in zip(saved["param_groups"], own):  # decides where its steps live
-                group.update(mine)
+            rates = [group["lr"] for group in optimiser.param_groups]
+            for group, own in zip(saved["param_groups"], optimiser.param_groups):
+                group.update({key: own[key] for key in own.keys() & {"capturable", "fused"}})
             optimiser.load_state_dict(saved)
-            for group, mine in zip(optimiser.param_groups, own):  # the same rate tensor as before
-                group.update(mine)
+            for group, rate in zip(optimiser.param_groups, rates):
+                group["lr"] = rate  # the tensor that the script lets fall
         torch.set_rng_state(checkpoint["rng"]["cpu"])
         torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"][: torch.cuda.device_count()])
-    except Exception as error:
-        raise _misfit(path, checkpoint["script"], error) from error
     for name in kept or ():
         kept[name] = checkpoint.get(name, kept[name])
     return checkpoint["step"]
-
-
-FREE = {"dataset", "data_dir", "device", "epochs", "iters", "batch_size", "lr", "lr_g", "lr_d",
-        "lr_vae", "log_every", "sample_every", "compile", "amp", "graph"}  # --resume may change it
 
 
 def resumed_args(parser, argv, script, free=()):
@@ -251,19 +237,17 @@ def resumed_args(parser, argv, script, free=()):
     argv = sys.argv[1:] if argv is None else list(argv)
     resume = parser.parse_args(argv).resume
     checkpoint = load_checkpoint(resume, script)
-    saved, typed = _kept(checkpoint["args"]), ["--resume", str(resume)]
-    flags = {action.dest: action for action in parser._actions}
-    for name in saved.keys() & flags.keys():  # through the parser, which checks their values
-        value, names = saved[name], flags[name].option_strings
+    saved, typed = _kept(checkpoint["args"]), [f"--resume={resume}"]
+    for action in parser._actions:  # saved values go through the parser, which checks them
+        value, names = saved.get(action.dest), action.option_strings
         if isinstance(value, bool):  # --amp and --no-amp, or one flag alone
-            on = value if len(names) > 1 else value == flags[name].const
-            typed += names[:1] if on else names[1:]
+            typed += [names[not value]] if len(names) > 1 else names[: value == action.const]
         elif value is not None:
             typed.append(f"{names[0]}={value}")
-    before, args = parser.parse_args(typed), parser.parse_args(typed + argv)
+    args = parser.parse_args(typed + argv)
     build_nets(resume, checkpoint)  # fails early: args and weights must fit
     for name, value in vars(args).items():
-        if name in saved and value != getattr(before, name):
+        if name in saved and value != saved[name]:
             flag = f"--{name.replace('_', '-')}"
             if name not in FREE | set(free) and not (name == "seed" and args.sample):
                 parser.error(f"{flag} is {saved[name]} in {resume} and cannot change")
@@ -280,26 +264,23 @@ def write_samples(args, steps=None):
     A conditional run draws its classes, or args.draw_classes, equally often, a folder for each.
     """
     run = load_run(args.resume, data.open_device(args.device), steps)
+    wanted = getattr(args, "draw_classes", None)
     default = Path(args.resume) / (f"drawn-{steps}-steps" if steps else "drawn")
     folder, names, labels = Path(args.out or default), [""], None
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: name another folder with --out")
+    if wanted and not (run.conditional and {*wanted} <= {*run.classes}):
+        classes = ", ".join(run.classes) if run.conditional else "none (no --conditional)"
+        raise InputError(f"--classes {' '.join(wanted)}: the run's classes are {classes}")
     if run.conditional:
-        names = getattr(args, "draw_classes", None) or run.classes
-        if set(names) - set(run.classes):
-            raise InputError(f"--classes {' '.join(names)}: the run has {', '.join(run.classes)}")
+        names = wanted or run.classes
         labels = torch.tensor([run.classes.index(name) for name in names])
         labels = labels[torch.arange(args.sample) % len(names)]
-    elif getattr(args, "draw_classes", None):
-        raise InputError(f"--classes: {args.resume} was not trained with --conditional")
     for i, image in enumerate(run.sample(args.sample, labels, args.seed)):
         place = folder / names[i % len(names)]
         place.mkdir(parents=True, exist_ok=True)
         save_image(image, place / f"{i:06}.png")
     data.say(f"{args.sample} images are in {folder}")
-
-
-LOCKS = {}  # folder: its open descriptor, which holds the lock
 
 
 def open_run(args, name):
@@ -317,11 +298,11 @@ def open_run(args, name):
     atexit.register(lambda: folder.exists() and not any(folder.iterdir()) and folder.rmdir())
     with contextlib.suppress(ImportError):  # Windows has no fcntl: no lock
         import fcntl
-        if str(folder) in LOCKS:  # a training that has ended in this process
-            os.close(LOCKS.pop(str(folder)))
-        LOCKS[str(folder)] = os.open(folder, os.O_RDONLY)
+        if folder in LOCKS:  # a training that has ended in this process
+            os.close(LOCKS.pop(folder))
+        LOCKS[folder] = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(LOCKS[str(folder)], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(LOCKS[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"another process trains in {folder}: give another --out") from error
     if not args.resume and (folder / "checkpoint.pt").exists():
@@ -365,8 +346,10 @@ def open_log(folder, args, nets, start, total, columns):
             raise FloatingPointError(NOT_FINITE.format("loss", step, folder))
         rate = (step - since) / (time.perf_counter() - clock)
         left, speed = int((total - step) / rate), rate * args.batch_size
-        data.say(f"step {step:6}/{total} | {text.format(*means)} | {speed:.0f} img/s | "
-                 f"{left // 60}:{left % 60:02} left")
+        wait = f"{left // 60}:{left % 60:02}" if left < 3600 else f"{left / 3600:.1f} hours"
+        data.say(f"step {step:6}/{total} | {text.format(*means)} | {speed:.0f} img/s | {wait} left")
+        if left > 4 * 3600 and since == start:
+            data.say(f"note: {wait} are long: a smaller --size, fewer --iters or a GPU are faster")
         row = {"step": str(step), "images_per_s": f"{speed:.0f}"}
         row |= {name: f"{mean:.4f}" for name, mean in zip(some, means)}
         with file.open("a") as opened:
@@ -383,7 +366,7 @@ def _ratio(a, b):
     return 1.0 if a == b else a / b if b else math.inf  # 0 / 0: neither does worse
 
 
-def _ratio_interval(a, b, n):
+def _interval(a, b, n):
     """95 % interval of a / b, error rates over n images each (Katz; a count of 0 enters as 1/2)."""
     one, two = max(a * n, 0.5), max(b * n, 0.5)
     factor = math.exp(1.959964 * math.sqrt(max(1 / one + 1 / two - 2 / n, 0)))
@@ -394,13 +377,13 @@ def gam_from_errors(e1_test, e2_test, e1_fake, e2_fake, n=None, tolerance=0.3, n
                     e1_train=None, e2_train=None):
     """GAM, eqs. 10 and 11 of Im et al. 2016 (arXiv:1602.05110), from error rates in [0, 1].
 
-    e1_test: share of the test images that D1 calls generated. e1_fake: share of G2's samples that
-    D1 calls real. e2_*: D2's, on G1's samples. r_test = e1_test / e2_test, r_sample = e1_fake /
-    e2_fake, 0 / 0 being 1. winner: "M1" if r_sample < 1, "M2" if > 1, else "tie"; also "tie" where
-    r_test is not within a factor of 1 + tolerance of 1 (the paper's own are 0.79 to 1.29).
-    n (samples each), n_test (test images): 95 % intervals too, for the choice of images, not for
-    another training. Errors on training images: winner_overfit too, with r_overfit = (e1_test /
-    e1_train) / (e2_test / e2_train) in place of r_test: does one D overfit more than the other?
+    e1_test: share of the test images that D1 calls generated; e1_fake: share of G2's samples that
+    D1 calls real; e2_*: D2's, on G1's samples. r_test = e1_test / e2_test, r_sample = e1_fake /
+    e2_fake, 0 / 0 being 1. winner: "M1" if r_sample < 1, "M2" if > 1, else "tie"; "tie" also where
+    r_test is not within a factor of 1 + tolerance of 1 (the paper's are 0.79 to 1.29).
+    n (samples each), n_test (test images): 95 % intervals, for the choice of images, not for
+    another training. e1_train, e2_train: errors on training images; winner_overfit then takes
+    r_overfit = (e1_test / e1_train) / (e2_test / e2_train) for r_test: does one D overfit more?
     """
     rates = {"e1_test": e1_test, "e2_test": e2_test, "e1_fake": e1_fake, "e2_fake": e2_fake}
     for name, value in (rates | {"tolerance": min(tolerance, 1)}).items():
@@ -413,8 +396,8 @@ def gam_from_errors(e1_test, e2_test, e1_fake, e2_fake, n=None, tolerance=0.3, n
         return "tie" if not fair or r_sample == 1 else "M1" if r_sample < 1 else "M2"
 
     result = {"r_test": _ratio(e1_test, e2_test), "r_sample": r_sample,
-              "r_test_95": n and _ratio_interval(e1_test, e2_test, n_test or n),
-              "r_sample_95": n and _ratio_interval(e1_fake, e2_fake, n)}
+              "r_test_95": n and _interval(e1_test, e2_test, n_test or n),
+              "r_sample_95": n and _interval(e1_fake, e2_fake, n)}
     result["winner"] = verdict(result["r_test"])
     if e1_train is not None:
         result["r_overfit"] = _ratio(_ratio(e1_test, e1_train), _ratio(e2_test, e2_train))
@@ -446,7 +429,7 @@ def error_rates(runs, test_images, n=10000, test_labels=None, seed=0, train_imag
             raise InputError(f"{name}: no image has a label that {labelled[0].name} knows")
         return _unit(images[order]), labels[order]
 
-    def logits(images, labels):  # of each D: (snapshots, n)
+    def logits(images, labels):  # of each D: (snapshots, n), or None
         found = []
         for run in runs:
             judges = run.judges() if run.logits and hasattr(run, "judges") else [run.logits]
@@ -467,7 +450,7 @@ def error_rates(runs, test_images, n=10000, test_labels=None, seed=0, train_imag
                              f"{tuple(images.shape[1:])}, not {tuple(real.shape[1:])}")
         on_fake = logits(images, drawn)
         fake.append(errors(on_fake, False))
-        if run.logits:  # Mann and Whitney; a tie is half
+        if run.logits:  # Mann and Whitney's statistic; a tie is half
             own = on_fake[len(auc)].sort().values
             above = torch.searchsorted(own, above) + torch.searchsorted(own, above, right=True)
         auc.append(run.logits and above.double().mean().item() / 2 / n)
@@ -487,8 +470,8 @@ def gam(run_a, run_b, test_images, n=10000, test_labels=None, seed=0, tolerance=
     """
     if run_a.logits is None and run_b.logits is None:
         raise InputError(f"neither {run_a.name} nor {run_b.name} has a discriminator: no battle")
-    runs = [run_a, run_b]
-    rates = error_rates(runs, test_images, n, test_labels, seed, train_images, train_labels)
+    rates = error_rates([run_a, run_b], test_images, n, test_labels, seed, train_images,
+                        train_labels)
     return _battle(rates, [0], [1], tolerance, n, min(n, len(test_images)))
 
 
@@ -576,20 +559,20 @@ def frechet_distance(mu1, cov1, mu2, cov2):
     Means (d,), covariances (d, d) -> float. With C = R R', tr (C1 C2)^(1/2) is the sum of the
     singular values of R1' R2. ValueError for shapes that do not fit and for NaN.
     """
-    given = [torch.as_tensor(value).detach().double() for value in (mu1, cov1, mu2, cov2)]
-    roots, traces, d = [], 0.0, len(given[0])
-    for i, value in enumerate(given):
-        if value.shape != (d,) * (1 + i % 2) or not value.isfinite().all():
-            number = 1 + i // 2
-            raise ValueError(f"mu{number}, cov{number}: must be finite, (d,) and (d, d), d = {d}; "
-                             f"one is of shape {tuple(value.shape)}")
-    for cov in given[1::2]:
+    given = {"mu1": mu1, "cov1": cov1, "mu2": mu2, "cov2": cov2}
+    given = {name: torch.as_tensor(value).detach().double() for name, value in given.items()}
+    d, roots = len(given["mu1"]), []
+    for name, value in given.items():
+        if value.shape != ((d,) if "mu" in name else (d, d)) or not value.isfinite().all():
+            raise ValueError(f"{name}: means are (d,), covariances (d, d), all finite, d = {d}; "
+                             f"this is of shape {tuple(value.shape)}")
+    total = (given["mu1"] - given["mu2"]).square().sum()
+    for cov in (given["cov1"], given["cov2"]):
         values, axes = torch.linalg.eigh(cov)
         keep = values > torch.finfo(cov.dtype).eps * d * values[-1]  # less is rounding
         roots.append(axes[:, keep] * values[keep].sqrt())
-        traces += values[keep].sum()
-    cross = torch.linalg.svdvals(roots[0].T @ roots[1]).sum()
-    return max(((given[0] - given[2]).square().sum() + traces - 2 * cross).item(), 0.0)
+        total += values[keep].sum()
+    return max((total - 2 * torch.linalg.svdvals(roots[0].T @ roots[1]).sum()).item(), 0.0)
 
 
 def fid(x, y):
@@ -613,10 +596,10 @@ def spread(function, x, y, draws=5, **options):
     return np.std(values, ddof=1).item()
 
 
-def median_distance(x, limit=2000, seed=0):
+def median_distance(x, limit=2000):
     """Median distance of two rows among `limit` random rows of x (n, ...): MMD's bandwidth."""
     rows = check_array(x, "x", least=2).flatten(1)
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:limit]
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:limit]
     distances = torch.pdist(rows[chosen.to(rows.device)].double())
     if distances.max() == 0:
         raise ValueError("x: all its rows are equal: give a bandwidth")
@@ -909,7 +892,8 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
     loaded = [data.load(dataset, data_dir, split, size=size) for split in ("train", "test")]
     (images, labels), test = [(x[y >= 0], y[y >= 0]) for x, y in loaded]
     if len(labels.unique()) < 2:
-        raise InputError(f"{dataset} has no two classes to read: use --features pixels")
+        raise InputError(f"{dataset} has fewer than two classes to tell apart: use --features "
+                         "pixels, without --accuracy")
     with torch.device("meta"):
         net = Classifier(images.shape[1], images.shape[2], labels.unique())
     some = images[:: max(len(images) // 1000, 1)].numpy().tobytes()
@@ -1058,13 +1042,13 @@ def read_arrays(path):
 def read_images(path, size=None):
     """The `Images` of a folder, or of a .npy or .npz file: uint8, or floats in [0, 1].
 
-    A folder is read at size x size, by default the shorter side of its first image. Arrays are
-    (n, H, W), (n, C, H, W) or (n, H, W, C): in a .npz `images`, ADM's arr_0, or the only one; with
-    `labels` or arr_1 if there are any. InputError for anything else.
+    A folder is read at size x size. Arrays are (n, H, W), (n, C, H, W) or (n, H, W, C): in a .npz
+    `images`, ADM's arr_0, or the only one; with `labels` or arr_1 if there are any. InputError for
+    anything else.
     """
     path = Path(path)
     if path.is_dir():
-        found = data.load(str(path.resolve()), split="all", size=size or data.first_side(path))
+        found = data.load(str(path.resolve()), split="all", size=size)
         return Images(path.resolve().name, *found, found.classes)
     arrays = read_arrays(path)
     labels = arrays.pop("labels", arrays.pop("arr_1", None))
@@ -1102,19 +1086,11 @@ def open_source(text, device, size=None):
 
 
 def open_sources(args):
-    """-> the sources, {group: numbers of its sources}, and the real images, training and test.
+    """-> the sources, and the real images, training and test; both None for a statistics file.
 
-    The runs say which data set and size, unless flags do. Several runs of one model are a group:
-    A,B or a quoted A-*, or names that differ only in the number after -s at their end. A file of
-    Inception's statistics has no real images: None.
+    The runs say which data set, folder and size, unless flags do.
     """
-    texts, groups = [], {}
-    for text in map(data.path, args.source):
-        parts = [Path(text)] if Path(text).exists() else map(Path, text.split(","))
-        found = [str(p) for part in parts for p in sorted(part.parent.glob(part.name)) or [part]]
-        group = groups.setdefault(re.sub(r"([-_]s(eed)?)\d+/?$", r"\1*", text), [])
-        group += range(len(texts), len(texts) + len(found))
-        texts += found
+    texts = [data.path(text) for text in args.source]
     sources = [None if _is_folder(text) else open_source(text, args.device) for text in texts]
     for name in ("dataset", "size"):
         values = {getattr(run.args, name, None) for run in sources if run and run.args}
@@ -1134,6 +1110,8 @@ def open_sources(args):
     elif not {"mu", "sigma"} <= read_arrays(args.dataset).keys() - {"images", "arr_0"}:
         train = read_images(args.dataset)
         test = Images(args.dataset, train.images[:0])
+    elif None in sources and not args.size:
+        raise InputError("a folder against a statistics file: give its images' --size")
     if train:
         shape = train.images.shape[1:]
     for i, text in enumerate(texts):  # shapes fail early, before anything that takes time
@@ -1148,7 +1126,7 @@ def open_sources(args):
         if shape and found != shape:
             raise InputError(f"{source.name} has images of {tuple(found)}, {args.dataset} of "
                              f"{tuple(shape)}: give another --size or --dataset")
-    return sources, groups, train, test
+    return sources, train, test
 
 
 def progress(text):
@@ -1222,22 +1200,25 @@ EVAL = {"": "{name}", "n": "{n}", "FID": "{fid:.4g}±{fid_spread:.2g}",
         "kNN": "{knn[min]:.3f}", "Bayes": "{bayes[min]:.3f}", "conf.": "{mean_confidence:.1%}",
         "acc.": "{accuracy:.1%}", "rdd": "{rdd[mean]:.3f}"}
 EVAL_NOTES = """
-First row: what real images get. FID, MMD, KID: 0 is best, ± their standard error.
-kNN, Bayes: share mistaken, the smaller of real and generated: 0.5 is best, 0 fully
-separable. conf.: how sure the classifier is, no accuracy; acc.: read as the label
-drawn for. rdd: 1 is best."""
+First row: what real images score, the best that a model can reach; Bayes stays low
+even there. FID, MMD, KID: lower is better; ±: standard error, too large near 0. kNN,
+Bayes: share mistaken, the smaller of real and generated: 0.5 is best, 0 fully
+separable. conf.: how sure the classifier is; acc.: read as the label drawn for.
+rdd: 1 is best."""
+SMALL = 2000  # training images: a classifier of fewer knows them by heart
 
 
 def eval_command(args):
     """One table: each source against training images, under a row of other real images."""
-    sources, _, train, test = open_sources(args)
+    sources, train, test = open_sources(args)
     n = min([args.n, *(len(s.images) for s in (train, *sources) if isinstance(s, Images))])
     if n < max(20, 4 * args.k):
         raise InputError(f"{n} images are too few: {max(20, 4 * args.k)} are needed of each side")
     if train is None:
         return eval_statistics(args, sources, n)
     labelled = len(train.labels[train.labels >= 0].unique()) > 1
-    kind = args.features or ("classifier" if labelled and len(test.images) else "pixels")
+    enough = labelled and len(test.images) and len(train.images) >= SMALL
+    kind = args.features or ("classifier" if enough else "pixels")
     classifier, rows, order = None, [], train.order(len(train.images), args.seed)
     if kind == "classifier" or args.accuracy:
         classifier = classifier_of(args.dataset, args.data_dir, args.size, args.device)
@@ -1315,33 +1296,37 @@ error: of the one D on the samples of a run that has none (Table 3)."""
 
 
 def gam_command(args):
-    """The battles of every pair of runs, or groups of runs, and the error rates behind them."""
-    runs, groups, train, test = open_sources(args)
+    """The battles of every pair of runs, or groups of runs, and the error rates behind them.
+
+    Runs whose names differ only in the number at their end (a-0 a-1, a-s0 a-s1) are a group.
+    """
+    runs, train, test = open_sources(args)
     if len(runs) < 2 or not any(run.logits for run in runs):
         raise InputError("a battle needs two runs, and at least one of them a discriminator")
-    if len(groups) < 2:
-        groups = {i: [i] for i in range(len(runs))}
-    sides = [(re.sub(r"\d+$", "*" if len(of) > 1 else r"\g<0>", runs[of[0]].name), of)
-             for of in groups.values()]
+    sides, alone = {}, [[i] for i in range(len(runs))]
+    for i, text in enumerate(args.source):
+        sides.setdefault(re.sub(r"([-_](s|seed)?)\d+/?$", r"\1*", text), []).append(i)
+    sides = list(sides.values()) if len(sides) > 1 else alone
+    names = [runs[i].name if not more else re.sub(r"\d+$", "*", runs[i].name) for i, *more in sides]
     classes = [run.classes for run in runs if run.conditional]
-    if any(names != classes[0] for names in classes):
+    if any(own != classes[0] for own in classes):
         raise InputError("the conditional runs have different classes: no battle")
     n = min([args.n, *(len(run.images) for run in runs if isinstance(run, Images))])
     progress(f"{len(runs)} runs, {n} samples of each")
     labels = [relabel(s.labels, s.classes, classes and classes[0]) for s in (test, train)]
     rates = error_rates(runs, test.images, n, labels[0], args.seed, train.images, labels[1])
     n_test, battles, judges = min(n, len(test.images)), [], []
-    pairs = [(side, other) for i, side in enumerate(sides) for other in sides[i + 1 :]]
-    for (one, first), (two, second) in pairs:
-        each = [_battle(rates, [i], [j], args.tolerance, n, n_test) for i in first for j in second]
+    for a, b in itertools.combinations(range(len(sides)), 2):
+        each = [_battle(rates, [i], [j], args.tolerance, n, n_test)
+                for i in sides[a] for j in sides[b]]
         whole = each[0]
-        ratios = [battle["r_sample"] for battle in each if battle["winner"]]
         if len(each) > 1:
-            whole = _battle(rates, first, second, args.tolerance) | {"battles": each}
+            whole = _battle(rates, sides[a], sides[b], args.tolerance) | {"battles": each}
+        ratios = [battle["r_sample"] for battle in each if battle["winner"]]
         if len(ratios) > 1:
-            whole |= {"r_sample_range": (min(ratios), max(ratios)), "won": [
-                sum(battle["winner"] == m for battle in each) for m in ("M1", "M2")]}
-        battles.append({"M1": one, "M2": two} | whole)
+            won = [sum(battle["winner"] == m for battle in each) for m in ("M1", "M2")]
+            whole |= {"r_sample_range": (min(ratios), max(ratios)), "won": won}
+        battles.append({"M1": names[a], "M2": names[b]} | whole)
     for i, run in enumerate(runs):
         row = {key: rates[key][i] for key in ("train", "test", "auc")}
         row |= {f"on {j + 1}": error for j, error in enumerate(rates["fake"][i])}
@@ -1376,8 +1361,10 @@ def dim_command(args):
 
 
 def draw_curves(curves, path, title):
-    """A picture of the lines {name: [(x, y), ...]}."""
+    """A picture of the lines {name: [(x, y), ...]}; none where no line has a point."""
     curves = {name: points for name, points in curves.items() if points}
+    if not curves:
+        return
     picture = Image.new("RGB", (640, 400), "white")
     pen, colours = ImageDraw.Draw(picture), ("navy", "firebrick", "green", "orange", "purple")
     xs, ys = zip(*(point for points in curves.values() for point in points))
@@ -1407,7 +1394,7 @@ def parse_args(argv=None):
         add = command.add_argument
         if name != "dim":
             add("source", nargs="+", help="a run (RUN@7: drawn in 7 steps), a folder of images, "
-                ".npy or .npz; for gam, A,B or 'A-*' are runs of one model")
+                ".npy or .npz; for gam, A-0 A-1 are runs of one model")
         add("--dataset", type=data.path, default="digits" if name == "dim" else None, help="a "
             "name, a folder, .npz images, or a .npz of Inception's mu and sigma [the runs' own]")
         add("--data-dir", type=data.path, help="where data sets are kept [the runs' own, or data]")
@@ -1418,7 +1405,7 @@ def parse_args(argv=None):
         add("--json", type=data.path, metavar="FILE", help="write all figures there too")
         if name == "eval":
             add("--features", choices=["classifier", "pixels", "inception"],
-                help="of the FID [classifier; pixels where there are no labels]")
+                help=f"of the FID [classifier; pixels without labels or below {SMALL:,} images]")
             add("--accuracy", action="store_true", help="have a classifier read the images too")
             add("--inception-weights", type=data.path, metavar="FILE", help=INCEPTION_FILE)
             add("--k", type=int, default=5, help="neighbours that vote in kNN [%(default)s]")

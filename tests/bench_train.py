@@ -5,8 +5,9 @@
 usual: images through torchvision's transforms and a DataLoader with two workers, float32,
 contiguous tensors, plain Adam, and a printed `.item()` after every update. Each loop is the script
 itself in a process of its own, and both take turns. Columns: ms an update (ours, median), images a
-second, times as fast as the usual loop (least to most of the rounds), and on CUDA with --no-graph
-and with --compile. `--json FILE` writes them for tests/figures.py.
+second, times as fast as the usual loop (least to most of the rounds). On CUDA also: ms with
+--no-graph, with --amp and with --compile; kernels of an update; floor, the ms of its arithmetic
+alone at the card's measured peak. `--json FILE` writes them for tests/figures.py.
 """
 
 import argparse
@@ -36,6 +37,12 @@ PARTS = {  # name: script and flags
     "DCGAN": "dcgan.py",
     "WGAN": "dcgan.py --objective wgan",
     "VAE": "vae.py",
+}
+
+
+KINDS = {  # flags that a way of running adds
+    "ours": [], "plain": ["--no-graph"], "bf16": ["--amp"], "compiled": ["--compile"],
+    "counted": ["--no-graph"], "usual": ["--no-amp", "--no-graph"],
 }
 
 
@@ -81,54 +88,94 @@ def make_usual():
     data.batches, data.captured = batches, captured
 
 
-def timed(argv):
-    """In a process of its own: time the script's updates; prints seconds of one, and batch size."""
-    usual, updates, script, *flags = argv
+def run_script(kind, updates, script, flags):
+    """-> {seconds of an update (median), batch size}; "counted": {kernels, flops} of one."""
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     import data
 
-    if usual == "usual":
-        make_usual()
-    updates, marks, run = int(updates), [], data.captured
-    warm = 5
+    marks, found, warm, cuda = [], {}, 5, "cuda" in flags
+    captured, training_set = data.captured, data.training_set
 
     def marked(*args):
-        for sums in run(*args):
-            if "cuda" in flags:
+        for sums in captured(*args):
+            if cuda:
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
             yield sums
 
-    data.captured = marked
-    module, batch = importlib.import_module(script.removesuffix(".py")), []
-    train_set = data.training_set
+    def counted(*args):
+        updates = captured(*args)
+        yield next(updates)
+        with FlopCounterMode(display=False) as counter:
+            sums = next(updates)
+        found["flops"] = counter.get_total_flops()
+        yield sums
+        if cuda:
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+                sums = next(updates)
+                torch.cuda.synchronize()
+            found["kernels"] = sum("Mem" not in event.name for event in trace.events())
+            yield sums
+        yield from updates
 
-    def training_set(args, batch_size):
-        found = train_set(args, batch_size)
-        batch.append(args.batch_size)
-        return found
+    def noted(args, batch_size):
+        taken = training_set(args, batch_size)
+        found["batch"] = args.batch_size
+        return taken
 
-    data.training_set = training_set
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), \
-            contextlib.redirect_stderr(io.StringIO()):
-        module.main([*flags, "--iters", str(updates + warm), "--out", folder + "/run",
-                     "--log-every", "100000", "--sample-every", "100000"])
-    times = [b - a for a, b in itertools.pairwise(marks[-updates - 1:-1])]
-    print(json.dumps([statistics.median(times), batch[0]]))
+    data.captured, data.training_set = counted if kind == "counted" else marked, noted
+    updates = 5 if kind == "counted" else updates + warm
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), \
+                contextlib.redirect_stderr(io.StringIO()):
+            importlib.import_module(script.removesuffix(".py")).main(
+                [*flags, *KINDS[kind], "--iters", str(updates), "--out", folder + "/run",
+                 "--log-every", "100000", "--sample-every", "100000"])
+    finally:
+        data.captured, data.training_set = captured, training_set
+    times = [b - a for a, b in itertools.pairwise(marks[warm - 1 : -1])]  # of DE-GAN: the game
+    return found | ({"seconds": statistics.median(times[-updates + warm :])} if times else {})
 
 
-def measure(kind, updates, command):
-    argv = [sys.executable, __file__, "--timed", kind, str(updates), *command]
+def peak():
+    """Floating-point operations a second of a large float32 product, TF32 where it is allowed."""
+    import torch
+
+    torch.set_float32_matmul_precision("high")
+    a, n = torch.randn(8192, 8192, device="cuda"), 10
+    for i in range(n + 3):
+        if i == 3:
+            torch.cuda.synchronize()
+            clock = time.perf_counter()
+        a @ a
+    torch.cuda.synchronize()
+    return n * 2 * len(a) ** 3 / (time.perf_counter() - clock)
+
+
+def measure(kinds, updates, command):
+    """{kind: run_script's}, in a process of its own; "usual" last: it replaces parts of data."""
+    argv = [sys.executable, __file__, "--timed", ",".join(kinds), str(updates), *command]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+        reason = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        raise SystemExit(f"{' '.join(command)}: {reason[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def timed(kinds, updates, script, *flags):
+    found = {}
+    for kind in kinds.split(","):
+        if kind == "usual":
+            make_usual()
+        found[kind] = run_script(kind, int(updates), script, list(flags))
+    print(json.dumps(found))
 
 
 def main():
     if sys.argv[1:2] == ["--timed"]:
-        return timed(sys.argv[2:])
+        return timed(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("part", nargs="*", default=list(PARTS), help=", ".join(PARTS))
     parser.add_argument("--dataset", default="digits")
@@ -138,29 +185,45 @@ def main():
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
-    rows = []
-    for part in args.part:
+    cuda, rows = args.device.startswith("cuda"), []
+    card = peak() if cuda else None
+
+    def command(part):
         script, *flags = PARTS[part].split()
-        command = [script, *flags, "--dataset", args.dataset, "--data-dir", args.data_dir,
-                   "--device", args.device]
-        ours, usual = [], []
-        for _ in range(args.rounds):
-            ours.append(measure("ours", args.updates, command))
-            usual.append(measure("usual", args.updates, [*command, "--no-amp", "--no-graph"]))
-        batch, ms = ours[0][1], 1000 * statistics.median(time for time, _ in ours)
-        ratios = sorted(theirs / own for (own, _), (theirs, _) in zip(ours, usual))
+        return [script, *flags, "--dataset", args.dataset, "--data-dir", args.data_dir,
+                "--device", args.device]
+
+    def write():  # after each part: a time limit keeps what is there
+        if args.json:
+            Path(args.json).write_text(json.dumps({"peak": card, "rows": rows}, indent=1) + "\n")
+
+    for part in args.part:
+        kinds = ["ours", *(["plain", "bf16"] if cuda else []), "usual"]
+        rounds = [measure(kinds, args.updates, command(part)) for _ in range(args.rounds)]
+        ms = 1000 * statistics.median(found["ours"]["seconds"] for found in rounds)
+        ratios = sorted(found["usual"]["seconds"] / found["ours"]["seconds"] for found in rounds)
+        batch = rounds[0]["ours"]["batch"]
         row = {"part": part, "batch": batch, "ms": ms, "images_per_s": 1000 * batch / ms,
                "ratios": ratios}
-        if args.device != "cpu":
-            for name, flag in (("plain", "no-graph"), ("compiled", "compile"), ("bf16", "amp")):
-                row[name] = 1000 * measure("ours", args.updates, [*command, f"--{flag}"])[0]
+        if cuda:
+            row |= {kind: 1000 * rounds[0][kind]["seconds"] for kind in ("plain", "bf16")}
         rows.append(row)
-        rest = "  ".join(f"{name} {row[name]:.2f} ms" for name in ("plain", "compiled", "bf16")
-                         if name in row)
+        more = "".join(f"  {name} {row[name]:.4g}" for name in ("plain", "bf16") if name in row)
         print(f"{part:9} batch {batch:4}  {ms:8.2f} ms  {row['images_per_s']:8.0f} images/s  "
-              f"{ratios[0]:.2f} to {ratios[-1]:.2f} times the usual loop  {rest}", flush=True)
-    if args.json:
-        Path(args.json).write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+              f"{ratios[0]:.2f} to {ratios[-1]:.2f} times the usual loop{more}", flush=True)
+        write()
+    for kind in ("compiled", "counted") if cuda else ():  # last: compiling takes longest
+        for row in rows:
+            try:
+                found = measure([kind], args.updates, command(row["part"]))[kind]
+            except SystemExit as error:
+                print(f"{row['part']:9} not {kind}: {error}", flush=True)
+                continue
+            new = {"compiled": 1000 * found["seconds"]} if kind == "compiled" else {
+                "kernels": found["kernels"], "floor": 1000 * found["flops"] / card}
+            row |= new
+            print(f"{row['part']:9}", *(f"{name} {value:.4g}" for name, value in new.items()))
+            write()
     return None
 
 

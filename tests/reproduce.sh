@@ -57,10 +57,10 @@ END
 # part, result (results/RESULT-SEED.json), number of seeds, command; SEED is each of them
 measures() { cat <<'END'
 quick    quick             3  eval runs/gran1-quick-SEED runs/gran3-quick-SEED runs/gran5-quick-SEED runs/draw-quick-SEED runs/draw-gan-quick-SEED runs/dcrw-quick-SEED runs/vae-quick-SEED runs/dcgan-quick-SEED runs/de_gan-quick-SEED
-quick    battles           1  gam runs/gran1-quick-0,runs/gran1-quick-1,runs/gran1-quick-2 runs/gran3-quick-0,runs/gran3-quick-1,runs/gran3-quick-2 runs/gran5-quick-0,runs/gran5-quick-1,runs/gran5-quick-2
+quick    battles           1  gam runs/gran1-quick-0 runs/gran1-quick-1 runs/gran1-quick-2 runs/gran3-quick-0 runs/gran3-quick-1 runs/gran3-quick-2 runs/gran5-quick-0 runs/gran5-quick-1 runs/gran5-quick-2
 gran     gran              3  eval runs/gran1-SEED runs/gran3-SEED runs/gran5-SEED
 gran     noise             1  eval runs/gran3-once-SEED runs/gran3-per-step-SEED
-gran     table2            1  gam runs/gran1-0,runs/gran1-1,runs/gran1-2 runs/gran3-0,runs/gran3-1,runs/gran3-2 runs/gran5-0,runs/gran5-1,runs/gran5-2
+gran     table2            1  gam runs/gran1-0 runs/gran1-1 runs/gran1-2 runs/gran3-0 runs/gran3-1 runs/gran3-2 runs/gran5-0 runs/gran5-1 runs/gran5-2
 gran     table4            1  gam runs/gran5-0 runs/gran5-0@7 runs/gran5-0@9
 draw     draw              3  eval runs/vae-SEED runs/info-SEED runs/draw-SEED runs/draw-gan-SEED
 dcrw     dcrw              3  eval runs/dcrw-SEED

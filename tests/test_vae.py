@@ -3,16 +3,13 @@
 import argparse
 import contextlib
 import copy
-import csv
 import math
 
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
-from torch.nn.functional import one_hot
 from torchvision.transforms.functional import to_tensor
 
 import data
@@ -23,10 +20,6 @@ import vae
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def sizes(arch="dense", objective="vae", channels=1, size=8, z_dim=3, hidden=16, classes=0):
@@ -44,54 +37,30 @@ def test_kl_is_that_of_torch_distributions():
 
 
 def test_reconstruction_is_the_bernoulli_cross_entropy_summed_over_pixels():
+    """784 log 2 when nothing is known; a grey pixel is the mean over black and white ones."""
     logits, binary = torch.randn(6, 3, 4, 4) * 4, torch.rand(6, 3, 4, 4).round()
     expected = -Bernoulli(logits=logits).log_prob(binary).sum((1, 2, 3))
     torch.testing.assert_close(vae.reconstruction(logits, binary), expected)
     nothing_known = vae.reconstruction(torch.zeros(2, 1, 28, 28), torch.rand(2, 1, 28, 28))
     torch.testing.assert_close(nothing_known, torch.full((2,), 784 * math.log(2)))
-
-
-def test_grey_values_stand_for_images_binarised_at_random():
-    """The mean over all 2^4 binary images, weighted by their chance given the grey values."""
-    logits, grey = torch.randn(1, 1, 2, 2) * 2, torch.rand(1, 1, 2, 2)
-    images = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4).view(16, 1, 2, 2)
-    chance = Bernoulli(grey).log_prob(images).sum((1, 2, 3)).exp()
-    mean = (chance * vae.reconstruction(logits.expand(16, 1, 2, 2), images)).sum()
-    torch.testing.assert_close(vae.reconstruction(logits, grey)[0], mean)
-
-
-def mmd_by_hand(z, draws, s):
-    """The unbiased form, with 200,000 draws of N(0, I) for its means -> value, standard error."""
-    def kernel(a, b):
-        return (-(a - b).square().sum(-1) / (2 * s * s)).exp()
-
-    n, half = len(z), draws.view(2, -1, z.shape[1])
-    among = sum(kernel(a, b) for i, a in enumerate(z) for j, b in enumerate(z) if i != j)
-    cross = torch.stack([kernel(a, draws) for a in z]).mean(0)
-    prior = kernel(*half)
-    error = prior.std() / math.sqrt(len(prior)) + 2 * cross.std() / math.sqrt(len(cross))
-    return (among / (n * (n - 1)) + prior.mean() - 2 * cross.mean()).item(), error.item()
+    black, grey, white = (vae.reconstruction(logits, 0 * logits + v) for v in (0, 0.3, 1))
+    torch.testing.assert_close(grey, 0.7 * black + 0.3 * white)
 
 
 def test_mmd_to_normal_is_the_unbiased_form_in_the_limit_of_many_draws():
-    z, s = torch.randn(9, 4).double() + 0.7, 1.7
-    expected, error = mmd_by_hand(z, torch.randn(200_000, 4).double(), s)
-    assert error < 2e-3
-    assert vae.mmd_to_normal(z, s).item() == pytest.approx(expected, abs=5 * error)
-    nothing = vae.mmd_to_normal(torch.zeros(5, 4), s).item()
+    """The means over N(0, I) by 200,000 draws."""
+    def kernel(a, b):
+        return (-(a - b).square().sum(-1) / (2 * s * s)).exp()
+
+    z, s, n = torch.randn(9, 4).double() + 0.7, 1.7, 200_000
+    draws = torch.randn(n, 4).double()
+    among = (kernel(z[:, None], z).sum() - 9) / (9 * 8)
+    cross, prior = kernel(z[:, None], draws).mean(0), kernel(*draws.view(2, -1, 4))
+    error = (prior.std() / math.sqrt(n / 2) + 2 * cross.std() / math.sqrt(n)).item()
+    expected = (among + prior.mean() - 2 * cross.mean()).item()
+    assert error < 2e-3 and vae.mmd_to_normal(z, s).item() == pytest.approx(expected, abs=5 * error)
     a, b = (1 + 2 / s**2) ** -2, (1 + 1 / s**2) ** -2
-    assert nothing == pytest.approx(1 + a - 2 * b, rel=1e-5)
-    torch.autograd.gradcheck(lambda z: vae.mmd_to_normal(z, s), z.requires_grad_())
-
-
-@pytest.mark.parametrize("classes", [1, 10])
-def test_mmd_to_normal_has_no_bias(classes):
-    """Over batches of codes that are N(0, I) its mean is 0; biased it would be 0.01 to 0.12."""
-    labels = torch.arange(100) % classes if classes > 1 else None
-    values = torch.stack([vae.mmd_to_normal(torch.randn(100, 20), math.sqrt(20), labels)
-                          for _ in range(200)])  # fmt: skip
-    assert values.std() > 0 and abs(values.mean()) < 5 * values.std() / math.sqrt(200)
-    assert values.std() < 0.005
+    assert vae.mmd_to_normal(torch.zeros(5, 4), s).item() == pytest.approx(1 + a - 2 * b, rel=1e-5)
 
 
 def test_mmd_of_labelled_codes_is_that_of_each_class():
@@ -122,58 +91,28 @@ def test_corruption_is_salt_and_pepper():
     assert not torch.equal(vae.corrupt(x, 0.3), noisy)
 
 
-def test_z_has_the_moments_of_q_and_passes_gradients():
-    mu = torch.tensor([[2.0, -1.0]], requires_grad=True)
-    logvar = torch.tensor([[0.0, math.log(9)]], requires_grad=True)
-    z = vae.draw_z(mu.expand(40_000, 2), logvar.expand(40_000, 2))
-    torch.testing.assert_close(z.mean(0), torch.tensor([2.0, -1.0]), atol=5 * 3 / 200, rtol=0)
-    torch.testing.assert_close(z.std(0), torch.tensor([1.0, 3.0]), atol=0.06, rtol=0)
-    d_mu, d_logvar = torch.autograd.grad(z.sum(0)[1], (mu, logvar))
-    eps = (z[:, 1] - mu[0, 1]) / 3
-    torch.testing.assert_close(d_mu, torch.tensor([[0.0, 40_000.0]]))
-    assert d_logvar[0, 1].item() == pytest.approx((1.5 * eps).sum().item(), rel=1e-3)
-
-
-class Posterior(nn.Module):
-    """The same q(z|x) = N(0.4, 0.8^2) for every image."""
-
-    def forward(self, x, y=None):
-        return torch.full((len(x), 1), 0.4), torch.full((len(x), 1), 2 * math.log(0.8))
-
-
-class Line(nn.Module):
-    """p(x|z): Bernoulli pixels with logits w z + b."""
-
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor([1.5, -2.0, 0.7, 3.0]))
-        self.b = nn.Parameter(torch.tensor([0.1, 0.5, -1.0, 0.3]))
-
-    def forward(self, z, y=None):
-        return (z * self.w + self.b).view(-1, 1, 2, 2)
-
-
 def test_the_bound_exceeds_the_exact_nll_by_the_kl_to_the_true_posterior():
     """-log p(x) of a one-dimensional z and four binary pixels, by quadrature."""
+    nets, n = vae.build(sizes(size=2, z_dim=1)), 40_000
+    for layer in (nets["encoder"].dense[-1], nets["decoder"].dense[-1]):
+        layer.weight.data *= 5  # so that z tells something of x, and x of z
     x = torch.tensor([1.0, 0.0, 1.0, 1.0]).view(1, 1, 2, 2)
-    decoder, n = Line(), 40_000
-    z = torch.linspace(-12, 12, 24_001, dtype=torch.double)
-    dz = z[1] - z[0]
-    logits = z[:, None] * decoder.w + decoder.b
-    likelihood = Bernoulli(logits=logits).log_prob(x.flatten()).sum(1)
-    joint = likelihood + Normal(0.0, 1.0).log_prob(z)
-    nll = -torch.logsumexp(joint + dz.log(), 0)
-    q = Normal(0.4, 0.8).log_prob(z)
+    with torch.no_grad():
+        mu, logvar = (part.double() for part in nets["encoder"](x))
+        z = torch.linspace(-12, 12, 24_001)
+        logits = nets["decoder"](z[:, None]).double()
+    likelihood, dz = Bernoulli(logits=logits).log_prob(x.double()).sum((1, 2, 3)), 24 / 24_000
+    joint = likelihood + Normal(0.0, 1.0).log_prob(z.double())
+    nll = -torch.logsumexp(joint + math.log(dz), 0)
+    q = Normal(mu, (logvar / 2).exp()).log_prob(z.double())[0]
     gap = (q.exp() * (q - (joint + nll)) * dz).sum().item()
     assert gap > 0.05  # q is not the posterior, so the two sides differ
-    images, nets = (255 * x).byte().expand(n, 1, 2, 2), {"encoder": Posterior(), "decoder": decoder}
-    parts = vae.held_out(nets, images, None, 1000, seed=0)
+    parts = vae.held_out(nets, (255 * x).byte().expand(n, 1, 2, 2), None, 1000, seed=0)
     mean = (q.exp() * likelihood * dz).sum()
     spread = (q.exp() * (likelihood - mean) ** 2 * dz).sum().sqrt().item() / math.sqrt(n)
     assert sum(parts) == pytest.approx(nll.item() + gap, abs=5 * spread)
-    assert parts[1] == pytest.approx(kl_divergence(Normal(0.4, 0.8), Normal(0.0, 1.0)).item())
-    again, other = (vae.held_out(nets, images, None, 1000, seed) for seed in (0, 1))
-    assert parts == again and parts[0] != other[0]
+    divergence = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0))
+    assert parts[1] == pytest.approx(divergence.item())
 
 
 # ---- networks and samples ------------------------------------------------------------------------
@@ -197,46 +136,20 @@ def test_shapes(arch, channels, size, base, classes):
     assert all(p.grad.abs().sum() > 0 for p in weights)
 
 
-def test_parameters_of_the_dense_networks():
+def test_the_dense_networks_have_two_hidden_layers():
     nets = vae.build(sizes(size=28, z_dim=20, hidden=500))
-    count = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
-    middle = 500 * 501
-    encoder, decoder = 785 * 500 + middle + 501 * 40, 21 * 500 + middle + 501 * 784
-    assert count == {"encoder": encoder, "decoder": decoder}
-
-
-def test_a_side_that_does_not_halve_is_refused():
-    with pytest.raises(data.InputError, match="--arch dense"):
-        vae.kernels_of("conv", 31)
-
-
-def test_labels_are_one_hot_columns():
-    h, y = torch.randn(3, 4), torch.tensor([2, 0, 1])
-    joined = vae.join(h, y, 3)
-    assert torch.equal(joined[:, :4], h) and torch.equal(joined[:, 4:].long(), one_hot(y, 3))
-    assert vae.join(h, None, 0) is h
-
-
-def test_samples():
-    nets = vae.build(sizes(channels=3))
-    images = vae.sample(nets, 25, generator=seeded(3), batch_size=10)
-    assert images.shape == (25, 3, 8, 8) and images.min() >= 0 and images.max() <= 1
-    assert len(images.unique(dim=0)) == 25
-    z = torch.randn(10, 3, generator=seeded(3))
-    torch.testing.assert_close(images[:10], nets["decoder"](z).sigmoid())
-    few = vae.sample(nets, 6, generator=seeded(3), batch_size=10)
-    assert torch.equal(few, images[:6])
-    assert not torch.equal(vae.sample(nets, 6, generator=seeded(4), batch_size=10), few)
+    shapes = [[p.shape for p in net.parameters() if p.dim() > 1] for net in nets.values()]
+    assert shapes == [[(500, 784), (500, 500), (40, 500)], [(500, 20), (500, 500), (784, 500)]]
 
 
 def test_conditional_samples_follow_their_labels():
-    nets = vae.build(sizes(classes=2))
-    generator, labels = seeded(), torch.tensor([0, 1] * 6 + [1])
-    z = torch.cat([torch.randn(5, 3, generator=generator) for _ in range(3)])[:13]
-    images = vae.sample(nets, 13, labels, seeded(), batch_size=5)
-    torch.testing.assert_close(images, nets["decoder"](z, labels).sigmoid())
-    in_turn = vae.sample(nets, 13, generator=seeded(), batch_size=5)
-    torch.testing.assert_close(in_turn, nets["decoder"](z, torch.arange(13) % 2).sigmoid())
+    nets, generator = vae.build(sizes(classes=2)), torch.Generator()
+    z = [torch.randn(5, 3, generator=generator.manual_seed(0))]
+    z = torch.cat(z + [torch.randn(5, 3, generator=generator) for _ in range(2)])[:13]
+    for labels in (torch.tensor([0, 1, 1] * 4 + [1]), None):
+        images = vae.sample(nets, 13, labels, generator.manual_seed(0), batch_size=5)
+        used = torch.arange(13) % 2 if labels is None else labels  # or in turn
+        torch.testing.assert_close(images, nets["decoder"](z, used).sigmoid())
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -254,7 +167,8 @@ def test_one_update_by_hand(objective, conditional):
     def optimisers(nets):
         both = [*nets["encoder"].parameters(), *nets["decoder"].parameters()]
         second = [nets[name].parameters() for name in ("D_z", "encoder") if "D_z" in nets]
-        return [torch.optim.SGD(group, 0.01) for group in (both, *second)]
+        rates = zip((both, *second), (0.01, 0.02, 0.03))
+        return [torch.optim.SGD(group, lr) for group, lr in rates]
 
     torch.manual_seed(1)
     more, off = [*ours.values(), *optimisers(ours)], contextlib.nullcontext()
@@ -268,6 +182,11 @@ def test_one_update_by_hand(objective, conditional):
     torch.manual_seed(1)
     encoder, decoder, D_z = nets["encoder"], nets["decoder"], nets.get("D_z")
     opt, *second = optimisers(nets)
+
+    def descend(optimiser, loss):
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
 
     def q(images):
         mu, logvar = encoder(images, y)
@@ -286,20 +205,14 @@ def test_one_update_by_hand(objective, conditional):
         parts = [z] if y is None else [z[y == 0], z[y == 1]]
         expected.append(sum(vae.mmd_to_normal(part, math.sqrt(3)) for part in parts) / len(parts))
         loss = loss + 50 * expected[1]
-    opt.zero_grad()
-    loss.backward()
-    opt.step()
+    descend(opt, loss)
     if objective == "aae":
         z = q(x).rsample()
         real, fake = D_z(torch.randn(20, 3), y), D_z(z.detach(), y)
         expected.append(bce(real, torch.ones(20)) + bce(fake, torch.zeros(20)))
-        second[0].zero_grad()
-        expected[1].backward()
-        second[0].step()
+        descend(second[0], expected[1])
         expected.append(bce(D_z(z, y), torch.ones(20)))
-        second[1].zero_grad()
-        expected[2].backward()
-        second[1].step()
+        descend(second[1], expected[2])
     torch.testing.assert_close(losses, torch.stack(expected).detach(), rtol=1e-4, atol=1e-4)
     for name, net in nets.items():
         for p, value in zip(ours[name].parameters(), net.parameters(), strict=True):
@@ -335,9 +248,6 @@ def test_defaults_and_rates_of_aae(patterns, tmp_path):
     assert {k: group["lr"] for k, group in groups.items()} == {
         "autoencoder": 0.002, "D_z": 0.001, "encoder": 0.001}  # fmt: skip
     assert groups["encoder"]["betas"] == (0.5, 0.999)
-    args = vae.parse_args(["--objective", "info"])
-    assert (args.z_dim, args.mmd_weight) == (20, 100)
-    assert vae.parse_args(["--objective", "aae", "--z-dim", "5"]).z_dim == 5
 
 
 def test_denoising_corrupts_what_the_encoder_sees_and_not_the_target(
@@ -349,13 +259,9 @@ def test_denoising_corrupts_what_the_encoder_sees_and_not_the_target(
     monkeypatch.setattr(vae, "reconstruction", lambda c, x: targets.append(x) or loss(c, x))
     train(patterns, tmp_path / "run", "--objective", "dvae", "--corrupt", "0.5", iters=1)
     images, _ = data.load(str(patterns), patterns.parent)
-    clean = next(data.batches(images, 20, "cpu", seed=0))
-    assert torch.equal(targets[0], clean)
-    changed = (seen[0] != clean).double().mean().item()  # half of the replaced were so before
-    assert abs(changed - 0.25) < 5 * math.sqrt(0.25 * 0.75 / clean.numel())
-    with Image.open(tmp_path / "run/reconstructions.png") as image:
-        rows = to_tensor(image)[0, 2:].unflatten(0, (3, 10))[:, :8]  # originals, corrupted, decoded
-    assert set(rows[0].unique().tolist()) == {0, 1} and not torch.equal(rows[0], rows[1])
+    assert torch.equal(targets[0], next(data.batches(images, 20, "cpu", seed=0)))
+    changed = (seen[0] != targets[0]).double().mean().item()  # half of the replaced were so before
+    assert abs(changed - 0.25) < 5 * math.sqrt(0.25 * 0.75 / seen[0].numel())
 
 
 def test_two_patterns_cost_a_bit_or_more(patterns, tmp_path, capsys):
@@ -368,9 +274,6 @@ def test_two_patterns_cost_a_bit_or_more(patterns, tmp_path, capsys):
         assert line.startswith("held-out, 200 images")
     assert bounds[0] == pytest.approx(64 * math.log(2), rel=0.1)  # it starts knowing nothing
     assert math.log(2) < bounds[1] < 2
-    with open(tmp_path / "800/log.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert float(rows[-1]["loss_reconstruction"]) < 3 and float(rows[-1]["loss_kl"]) > 0
 
 
 def test_a_label_saves_its_nats_and_draws_its_class(patterns, tmp_path, capsys):
@@ -384,22 +287,8 @@ def test_a_label_saves_its_nats_and_draws_its_class(patterns, tmp_path, capsys):
     expected[labels == 0, :, :, :4] = 1
     expected[labels == 1, :, :, 4:] = 1
     assert (run.sample(4, labels=labels) - expected).abs().max() < 0.2
-    with Image.open(tmp_path / "run/samples/000400.png") as image:
-        assert image.size == (2 * 10 + 2, 8 * 10 + 2)  # a column a class
-
     drawn = tmp_path / "drawn"
     vae.main(["--resume", str(tmp_path / "run"), "--sample", "6", "--out", str(drawn),
               "--classes", "right"])  # fmt: skip
-    assert [path.name for path in drawn.iterdir()] == ["right"]
-    images = [to_tensor(Image.open(path))[0] for path in drawn.rglob("*.png")]
+    images = [to_tensor(Image.open(path))[0] for path in drawn.glob("right/*.png")]
     assert len(images) == 6 and all(image[:, 4:].min() > 0.8 for image in images)
-
-
-def test_one_class_cannot_be_conditional(patterns, tmp_path, capsys):
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for i, path in enumerate(sorted(patterns.rglob("*.png"))):
-        (flat / f"{i}.png").hardlink_to(path)
-    with pytest.raises(SystemExit):
-        train(flat, tmp_path / "run", "--conditional")
-    assert "without --conditional" in capsys.readouterr().err
