@@ -310,16 +310,15 @@ def run_updates(args, G, D, ema, optimisers, images, labels, start, k, autocast)
         G, D = torch.compile(G), torch.compile(D)
 
     def one_update(x, y):
-        z = draw_z(k * x.shape[1], z_dim, device=device).unflatten(0, (k, -1))  # (k, B, Z)
-        y = y if args.conditional else [None] * k
+        x, z = (part.unflatten(0, (k, -1)) for part in (x, draw_z(len(x), z_dim, device=device)))
+        y = y.unflatten(0, (k, -1)) if args.conditional else [None] * k
         losses = update(G, D, optimisers["G"], optimisers["D"], x, y, z, autocast, wgan)
         if ema:
             get_ema_multi_avg_fn(args.ema)(*weights, None)  # None: a count, unused
         return losses
 
-    batches = data.batches(images, args.batch_size, device, args.seed, start * k, labels)
-    groups = (tuple(map(torch.stack, zip(*group))) for group in zip(*[batches] * k))  # k stacked
-    return data.captured(one_update, groups, args.graph and device.type == "cuda")
+    batches = data.batches(images, k * args.batch_size, device, args.seed, start, labels)
+    return data.captured(one_update, batches, args.graph and device.type == "cuda")
 
 
 def train(args):
@@ -327,6 +326,8 @@ def train(args):
     name = "wgan" if wgan else ("dcgan" if args.arch == "conv" else "gan")
     folder, device = metrics.open_run(args, name)
     images, labels = data.training_set(args, batch_size=64 if wgan else 128)  # sets args.size, ...
+    k = 5 if wgan else 1  # batches of an update
+    args.batch_size = min(args.batch_size, len(images) // k)
     args.classes = len(args.class_names) if args.conditional else 0
     if args.classes == 1:
         raise data.InputError(f"{args.dataset} has only one class: train without --conditional")
@@ -335,7 +336,7 @@ def train(args):
     torch.manual_seed(args.seed)
     nets = build(args)
     nn.ModuleDict(nets).to(device, memory_format=torch.channels_last)
-    G, D, k = nets["G"], nets["critic" if wgan else "D"], 5 if wgan else 1
+    G, D, ema = nets["G"], nets["critic" if wgan else "D"], nets.get("ema")
     lr_G, lr_D = torch.tensor(args.lr_g, device=device), torch.tensor(args.lr_d, device=device)
     make, more = (torch.optim.RMSprop, {"capturable": device.type == "cuda"}) if wgan else (
         torch.optim.Adam, {"betas": (0.5, 0.999), "fused": True, "capturable": True})
@@ -343,8 +344,7 @@ def train(args):
     start = metrics.restore_run(folder, nets, optimisers) if args.resume else 0
     planned = data.planned_updates(args, 4 if args.dataset == "digits" else 25, k)
     total, decay_updates = args.iters or planned, int(args.decay * planned)
-    log = metrics.open_log(folder, args, nets, start, total, COLUMNS)
-    ema, stop = nets.get("ema"), data.stop_signals()
+    log, stop = metrics.open_log(folder, args, nets, start, total, COLUMNS), data.stop_signals()
     updates = run_updates(args, G, D, ema, optimisers, images, labels, start, k, autocast)
     for step in range(start + 1, total + 1):
         factor = (planned + 1 - step) / (decay_updates + 1)  # times both rates; planned >= total

@@ -1,6 +1,6 @@
 """Measures against closed forms, numpy, scipy, scikit-learn, scikit-dimension and pytorch-fid.
 
-And `metrics.py eval` and `dim` as users type them. About 25 s on one core.
+And `metrics.py eval` and `dim` as users type them. About 20 s on one core.
 """
 
 import json
