@@ -325,9 +325,9 @@ def train(args):
     wgan = args.objective == "wgan"
     name = "wgan" if wgan else ("dcgan" if args.arch == "conv" else "gan")
     folder, device = metrics.open_run(args, name)
+    typed, k = args.batch_size, 5 if wgan else 1  # an update takes k batches
     images, labels = data.training_set(args, batch_size=64 if wgan else 128)  # sets args.size, ...
-    k = 5 if wgan else 1  # batches of an update
-    args.batch_size = min(args.batch_size, len(images) // k)
+    args.batch_size = typed or min(args.batch_size, len(images) // k)
     args.classes = len(args.class_names) if args.conditional else 0
     if args.classes == 1:
         raise data.InputError(f"{args.dataset} has only one class: train without --conditional")

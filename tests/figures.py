@@ -275,11 +275,12 @@ def speed(found):
 
 
 REAL = {"*other real images*": "other real images"}
-GRAN = {f"GRAN{T}": f"gran{T}-SEED" for T in (1, 3, 5)}
-DRAW = {"DRAW": "draw-SEED", "DRAW-GAN": "draw-gan-SEED", "VAE": "vae-SEED", "InfoVAE": "info-SEED"}
-LABELS = {"DE-GAN": "de_gan-labels-SEED", "DCGAN": "dcgan-labels-SEED", "AAE": "aae-labels-SEED",
-          "VAE": "vae-labels-SEED", "InfoVAE": "info-labels-SEED", "GAN": "gan-labels-SEED"}
-TELUGU = {title: name.replace("-SEED", "-telugu-SEED") for title, name in DRAW.items()}
+LABELS = {"DCGAN": "dcgan-labels-SEED", "AAE": "aae-labels-SEED", "VAE": "vae-labels-SEED",
+          "InfoVAE": "info-labels-SEED", "GAN": "gan-labels-SEED"}
+TELUGU = {"DRAW": "draw-telugu-SEED", "DRAW-GAN": "draw-gan-telugu-SEED",
+          "VAE": "vae-telugu-SEED", "InfoVAE": "info-telugu-SEED"}
+TRIED = {"GRAN5, --decay 0": "gran5-decay0-SEED", "GRAN5, --ema 0": "gran5-ema0-SEED",
+         "DCGAN, labels, --ema 0": "dcgan-ema0-SEED", "DRAW, --read 2": "draw-read2-SEED"}
 CIFAR10 = {"DCGAN": "dcgan-cifar10-SEED", "DE-GAN": "de_gan-cifar10-SEED",
            "VAE": "vae-cifar10-SEED"}
 QUICK = {"GRAN1": "gran1", "GRAN3": "gran3", "GRAN5": "gran5", "DRAW": "draw",
@@ -293,24 +294,25 @@ TABLES = {
     "speed": speed,
     "quick": lambda f: measured(f, "quick", REAL | QUICK),
     "battles": lambda f: battles(f, "battles"),
-    "gran": lambda f: measured(f, "gran", REAL | GRAN),
+    "tried": lambda f: measured(f, "tried", TRIED),
+    "tried_bounds": lambda f: bounds(f, {"DRAW, 4 epochs, --read 5": ("draw-quick", ""),
+                                         "DRAW, 4 epochs, --read 2": ("draw-read2", "")}),
+    "tried_info": lambda f: measured(f, "tried-info", {"InfoVAE, weight 300": "info-300-SEED"}),
     "noise": lambda f: measured(f, "noise", {"one noise": "gran3-once-SEED",
                                              "a noise for each step": "gran3-per-step-SEED"}),
-    "draw": lambda f: measured(f, "draw", REAL | DRAW),
+    "draw": lambda f: measured(f, "draw", REAL | {"DRAW": "draw-SEED", "InfoVAE": "info-SEED"}),
     "dcrw": lambda f: measured(f, "dcrw", REAL | {"DCRW": "dcrw-SEED"}),
     "labels": lambda f: measured(f, "labels", REAL | LABELS),
     "wgan": lambda f: measured(f, "wgan", {"WGAN": "wgan-labels-SEED"}),
     "telugu": lambda f: measured(f, "telugu", REAL | TELUGU, PIXELS),
     "cifar10": lambda f: measured(f, "cifar10", REAL | CIFAR10),
-    "table2": lambda f: battles(f, "table2"),
     "table3": lambda f: battles(f, "table3"),
     "table4": lambda f: battles(f, "table4"),
-    "others": lambda f: battles(f, "others"),
     "bounds": lambda f: bounds(f, {
         "DRAW, T = 10": ("draw", "80.97 at T = 64"), "DCRW": ("dcrw", "71.7"),
         "DCRW, no attention in read": ("dcrw-none", "178.3")}),
     "rdd": lambda f: per_class(f, "labels", LABELS, {
-        "DE-GAN": 1.02, "DCGAN": 0.98, "VAE": 0.80, "AAE": "", "InfoVAE": "", "GAN": ""}),
+        "DCGAN": 0.98, "VAE": 0.80, "AAE": "", "InfoVAE": "", "GAN": ""}),
     "readme": lambda f: readme(f),
 }
 
