@@ -280,7 +280,8 @@ LABELS = {"DCGAN": "dcgan-labels-SEED", "AAE": "aae-labels-SEED", "VAE": "vae-la
 TELUGU = {"DRAW": "draw-telugu-SEED", "DRAW-GAN": "draw-gan-telugu-SEED",
           "VAE": "vae-telugu-SEED", "InfoVAE": "info-telugu-SEED"}
 TRIED = {"GRAN5, --decay 0": "gran5-decay0-SEED", "GRAN5, --ema 0": "gran5-ema0-SEED",
-         "DCGAN, labels, --ema 0": "dcgan-ema0-SEED", "DRAW, --read 2": "draw-read2-SEED"}
+         "DCGAN, labels, --ema 0": "dcgan-ema0-SEED", "DRAW, --lr-g 2e-3": "draw-lr2-SEED",
+         "DRAW, --lr-g 2e-3 --read 2": "draw-read2-SEED"}
 CIFAR10 = {"DCGAN": "dcgan-cifar10-SEED", "DE-GAN": "de_gan-cifar10-SEED",
            "VAE": "vae-cifar10-SEED"}
 QUICK = {"GRAN1": "gran1", "GRAN3": "gran3", "GRAN5": "gran5", "DRAW": "draw",
@@ -295,8 +296,9 @@ TABLES = {
     "quick": lambda f: measured(f, "quick", REAL | QUICK),
     "battles": lambda f: battles(f, "battles"),
     "tried": lambda f: measured(f, "tried", TRIED),
-    "tried_bounds": lambda f: bounds(f, {"DRAW, 4 epochs, --read 5": ("draw-quick", ""),
-                                         "DRAW, 4 epochs, --read 2": ("draw-read2", "")}),
+    "tried_bounds": lambda f: bounds(f, {
+        "DRAW, 4 epochs": ("draw-quick", ""), "with --lr-g 2e-3": ("draw-lr2", ""),
+        "with --lr-g 2e-3 --read 2": ("draw-read2", "")}),
     "tried_info": lambda f: measured(f, "tried-info", {"InfoVAE, weight 300": "info-300-SEED"}),
     "noise": lambda f: measured(f, "noise", {"one noise": "gran3-once-SEED",
                                              "a noise for each step": "gran3-per-step-SEED"}),

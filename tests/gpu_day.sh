@@ -10,6 +10,7 @@ OUT=${OUT:-gpu_day} DEVICE=${DEVICE:-cuda} SHARE=${SHARE:-1} LIMIT=${LIMIT:-1} M
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd)
 work=$(mktemp -d)
 mkdir -p "$work/data/MNIST/raw" && cp "$MNIST"/* "$work/data/MNIST/raw/" && gunzip -kqf "$work"/data/MNIST/raw/*.gz 2> /dev/null
+cp -r "$MNIST"/../../classifier-mnist-* "$work/data" 2> /dev/null  # where it has been trained
 within() { timeout "$(($1 * LIMIT))" "${@:2}"; }
 part() { python -c "print(max(1, round($1 * $SHARE)))"; }
 
@@ -26,8 +27,8 @@ train() {  # three processes at once
     run() { within 150 python "${@:2}" --dataset mnist --data-dir "$work/data" --device "$DEVICE" --out "$work/runs/$1" > "$work/$1.log" 2>&1; }
     python -c "import metrics; metrics.classifier_of('mnist', '$work/data', device='$DEVICE')" 2> "$OUT/classifier.txt" &
     { run gran1 gran.py --steps 1 --iters "$(part 9000)"; run gran5 gran.py --steps 5 --iters "$(part 9000)"; } &
-    { run draw draw_gan.py --steps 64 --iters "$(part 9000)"; run gran3 gran.py --steps 3 --iters "$(part 9000)"; } &
-    { run dcgan dcgan.py --conditional --iters "$(part 9000)"; run draw-gan draw_gan.py --objective draw-gan --iters "$(part 6000)"; } &
+    { run draw draw_gan.py --steps 64 --epochs 15 --iters "$(part 9000)"; run gran3 gran.py --steps 3 --iters "$(part 9000)"; } &
+    { run dcgan dcgan.py --conditional --epochs 19 --iters "$(part 9000)"; run draw-gan draw_gan.py --objective draw-gan --epochs 10 --warm-up "$(part 4000)" --iters "$(part 6000)"; } &
     wait
     [ ! -d "${CIFAR10:-}" ] || { ln -s "$CIFAR10" "$work/data/cifar10-jpeg"
         within 60 python dcgan.py --conditional --dataset cifar10 --data-dir "$work/data" --device "$DEVICE" \

@@ -47,7 +47,8 @@ cifar10  vae-cifar10       1  vae.py --dataset cifar10 --conditional --arch conv
 tried    gran5-decay0      3  gran.py --dataset mnist --steps 5 --epochs 3 --decay 0
 tried    gran5-ema0        3  gran.py --dataset mnist --steps 5 --epochs 3 --ema 0
 tried    dcgan-ema0        3  dcgan.py --dataset mnist --conditional --epochs 4 --ema 0
-tried    draw-read2        3  draw_gan.py --dataset mnist --epochs 4 --read 2
+tried    draw-lr2          3  draw_gan.py --dataset mnist --epochs 4 --lr-g 2e-3
+tried    draw-read2        3  draw_gan.py --dataset mnist --epochs 4 --lr-g 2e-3 --read 2
 tried    info-300          1  vae.py --dataset mnist --objective info --mmd-weight 300
 END
 }
@@ -66,7 +67,7 @@ labels   dim-mnist         1  dim --dataset mnist
 wgan     wgan              3  eval runs/wgan-labels-SEED
 telugu   telugu            1  eval runs/vae-telugu-SEED runs/info-telugu-SEED runs/draw-telugu-SEED runs/draw-gan-telugu-SEED --features pixels --n 1500
 cifar10  cifar10           1  eval runs/dcgan-cifar10-SEED runs/de_gan-cifar10-SEED runs/vae-cifar10-SEED
-tried    tried             3  eval runs/gran5-decay0-SEED runs/gran5-ema0-SEED runs/dcgan-ema0-SEED runs/draw-read2-SEED
+tried    tried             3  eval runs/gran5-decay0-SEED runs/gran5-ema0-SEED runs/dcgan-ema0-SEED runs/draw-lr2-SEED runs/draw-read2-SEED
 tried    tried-info        1  eval runs/info-300-SEED
 END
 }

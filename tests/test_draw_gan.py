@@ -398,7 +398,7 @@ def test_the_schedule(folder, tmp_path, monkeypatch, more, warm_up):
     assert [bool(row.get("loss_d")) for row in rows] == [step > warm_up for step in range(1, 7)]
     assert all((x * (1 - x)).any() == ("draw-gan" in more) for x in seen)  # DRAW's pixels: 0 or 1
     share = 1 - 5 / (8 if "--epochs 2" in more else 6)  # an epoch is 4 updates
-    rates = {"G": (2e-3, 0.9, 6), "D": (6e-4, 0.5, 6 - warm_up)}
+    rates = {"G": (4e-3, 0.9, 6), "D": (6e-4, 0.5, 6 - warm_up)}
     for name, optimiser in saved["optimisers"].items():
         rate, beta_1, updates = rates[name]
         group, states = optimiser["param_groups"][0], optimiser["state"].values()
