@@ -188,6 +188,16 @@ def captured(update, served, graph):
         yield sums
 
 
+def optimiser(net, lr, kind=torch.optim.Adam, **options):
+    """Fused Adam or RMSprop. Its rate is a tensor: it can fall while a CUDA graph is replayed."""
+    device = next(net.parameters()).device
+    fused = {"fused": True, "capturable": True}
+    options |= fused if kind is torch.optim.Adam else {"capturable": device.type == "cuda"}
+    made = kind(net.parameters(), lr, **options)
+    made.param_groups[0]["lr"] = torch.tensor(lr, device=device)
+    return made
+
+
 def open_device(name):
     """The torch.device of that name, TF32 allowed; InputError where it cannot be used."""
     try:

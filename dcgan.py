@@ -309,25 +309,25 @@ def run_updates(args, G, D, ema, optimisers, images, labels, start, k, autocast)
     if args.compile:
         G, D = torch.compile(G), torch.compile(D)
 
-    def one_update(x, y):
-        x, z = (part.unflatten(0, (k, -1)) for part in (x, draw_z(len(x), z_dim, device=device)))
-        y = y.unflatten(0, (k, -1)) if args.conditional else [None] * k
+    def one_update(x, y=(None,) * k):
+        z = draw_z(k * x.shape[1], z_dim, device=device).unflatten(0, (k, -1))  # (k, B, Z)
         losses = update(G, D, optimisers["G"], optimisers["D"], x, y, z, autocast, wgan)
         if ema:
             get_ema_multi_avg_fn(args.ema)(*weights, None)  # None: a count, unused
         return losses
 
-    batches = data.batches(images, k * args.batch_size, device, args.seed, start, labels)
-    return data.captured(one_update, batches, args.graph and device.type == "cuda")
+    labels = labels if args.conditional else None
+    batches = data.batches(images, args.batch_size, device, args.seed, start * k, labels)
+    groups = (tuple(map(torch.stack, zip(*group))) if args.conditional else torch.stack(group)
+              for group in zip(*[batches] * k))  # k batches, of x or of x and y
+    return data.captured(one_update, groups, args.graph and device.type == "cuda")
 
 
 def train(args):
     wgan = args.objective == "wgan"
     name = "wgan" if wgan else ("dcgan" if args.arch == "conv" else "gan")
     folder, device = metrics.open_run(args, name)
-    typed, k = args.batch_size, 5 if wgan else 1  # an update takes k batches
     images, labels = data.training_set(args, batch_size=64 if wgan else 128)  # sets args.size, ...
-    args.batch_size = typed or min(args.batch_size, len(images) // k)
     args.classes = len(args.class_names) if args.conditional else 0
     if args.classes == 1:
         raise data.InputError(f"{args.dataset} has only one class: train without --conditional")
@@ -336,11 +336,11 @@ def train(args):
     torch.manual_seed(args.seed)
     nets = build(args)
     nn.ModuleDict(nets).to(device, memory_format=torch.channels_last)
+    k = 5 if wgan else 1  # batches of an update
     G, D, ema = nets["G"], nets["critic" if wgan else "D"], nets.get("ema")
-    lr_G, lr_D = torch.tensor(args.lr_g, device=device), torch.tensor(args.lr_d, device=device)
-    make, more = (torch.optim.RMSprop, {"capturable": device.type == "cuda"}) if wgan else (
-        torch.optim.Adam, {"betas": (0.5, 0.999), "fused": True, "capturable": True})
-    optimisers = {"G": make(G.parameters(), lr_G, **more), "D": make(D.parameters(), lr_D, **more)}
+    how = {"kind": torch.optim.RMSprop} if wgan else {"betas": (0.5, 0.999)}
+    optimisers = {"G": data.optimiser(G, args.lr_g, **how),
+                  "D": data.optimiser(D, args.lr_d, **how)}
     start = metrics.restore_run(folder, nets, optimisers) if args.resume else 0
     planned = data.planned_updates(args, 4 if args.dataset == "digits" else 25, k)
     total, decay_updates = args.iters or planned, int(args.decay * planned)
@@ -349,8 +349,8 @@ def train(args):
     for step in range(start + 1, total + 1):
         factor = (planned + 1 - step) / (decay_updates + 1)  # times both rates; planned >= total
         if factor < 1:
-            lr_G.fill_(args.lr_g * factor)  # in place, since a CUDA graph reads these tensors
-            lr_D.fill_(args.lr_d * factor)
+            optimisers["G"].param_groups[0]["lr"].fill_(args.lr_g * factor)
+            optimisers["D"].param_groups[0]["lr"].fill_(args.lr_d * factor)
         sums = next(updates)  # one update; its losses are added to sums, which log() sets to 0
         shows, saves, ends = data.due(step, total, args, stop)
         if shows:

@@ -295,8 +295,7 @@ def train(args):
     net = nets["DCRW"].to(device, memory_format=torch.channels_last)
     mean = images[:: len(images) // 10_000 + 1].float().mean(0) / 255  # at most 10,000
     net.c_0.data.copy_(torch.logit(mean, eps=0.01))  # the first canvas
-    rate = torch.tensor(args.lr, device=device)  # a tensor, so that a CUDA graph sees it fall
-    optimiser = torch.optim.Adam(net.parameters(), rate, fused=True, capturable=True)
+    optimiser = data.optimiser(net, args.lr)
     optimisers = {"DCRW": optimiser}
     start = metrics.restore_run(folder, nets, optimisers) if args.resume else 0
     planned = data.planned_updates(args, epochs=5 if args.dataset == "digits" else 15)
@@ -312,7 +311,8 @@ def train(args):
     updates = data.captured(one_update, batches, args.graph and device.type == "cuda")
     stop = data.stop_signals()
     for step in range(start + 1, total + 1):  # an update, not a drawing step
-        rate.fill_(args.lr * max(1 - (step - 1) / planned, 0.05))
+        factor = max(1 - (step - 1) / planned, 0.05)  # times the rate
+        optimiser.param_groups[0]["lr"].fill_(args.lr * factor)
         sums = next(updates)  # one update; its losses are added to sums, which log() sets to 0
         shows, saves, ends = data.due(step, total, args, stop)
         if shows:

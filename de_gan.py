@@ -353,12 +353,6 @@ def update(nets, optimisers, x, y, lambda_hidden, autocast):
     return torch.stack([loss_D, loss_G, hidden, *means]).detach()
 
 
-def adam(net, lr, beta_1):
-    """Fused Adam; its rate is a tensor, so that it can fall while a CUDA graph is replayed."""
-    lr = torch.tensor(lr, device=next(net.parameters()).device)
-    return torch.optim.Adam(net.parameters(), lr, (beta_1, 0.999), fused=True, capturable=True)
-
-
 def complete(args):
     """Fill in what follows from the images: the number of classes and the VAE's updates."""
     args.classes = len(args.class_names) if args.conditional else 0
@@ -407,7 +401,8 @@ def train(args):
     nets = build(args)
     nn.ModuleDict(nets).to(device, memory_format=torch.channels_last)
     rates = {"G": (args.lr_g, 0.5), "D": (args.lr_d, 0.5), "vae": (args.lr_vae, 0.9)}
-    optimisers = {name: adam(nets[name], *rates[name]) for name in rates if name in nets}
+    optimisers = {name: data.optimiser(nets[name], lr, betas=(beta_1, 0.999))
+                  for name, (lr, beta_1) in rates.items() if name in nets}
     kept = {"D_snapshots": []}  # late copies of D: the Generative Adversarial Metric averages them
     start = metrics.restore_run(folder, nets, optimisers, kept) if args.resume else 0
     planned = data.planned_updates(args, epochs=4 if args.dataset == "digits" else 25)

@@ -406,13 +406,12 @@ def train(args):
     mean = images[:: len(images) // 10_000 or 1].float().mean(0) / 255
     nets["G"].c_0.data = torch.logit(mean, eps=0.01)  # G need not learn the background first
     nn.ModuleDict(nets).to(device, memory_format=torch.channels_last)
-    lr_G, lr_D = torch.tensor(args.lr_g, device=device), torch.tensor(args.lr_d, device=device)
-    fast = {"fused": True, "capturable": True}  # and tensors as rates: a CUDA graph sees them fall
-    optimisers = {"G": torch.optim.Adam(nets["G"].parameters(), lr_G, **fast)}
+    rates = {"G": args.lr_g, "D": args.lr_d}  # at the start
+    optimisers = {"G": data.optimiser(nets["G"], rates["G"])}
     planned = data.planned_updates(args, epochs=5 if args.dataset == "digits" else 30)
     total = warm_up = args.iters or planned  # warm_up: the last update on the bound
     if "D" in nets:
-        optimisers["D"] = torch.optim.Adam(nets["D"].parameters(), lr_D, (0.5, 0.999), **fast)
+        optimisers["D"] = data.optimiser(nets["D"], rates["D"], betas=(0.5, 0.999))
         args.warm_up = warm_up = planned * 2 // 3 if args.warm_up is None else args.warm_up
         data.say(f"DRAW's bound up to update {warm_up:,}, then also against D (--warm-up)")
     columns = list(dict.fromkeys(ON_BOUND[1] + (VS_D[1] if "D" in nets else [])))
@@ -422,8 +421,8 @@ def train(args):
     stop = data.stop_signals()
     for step in range(start + 1, total + 1):  # an update, not a drawing step
         factor = max(1 - (step - 1) / planned, 0.05)  # both rates times this
-        lr_G.fill_(args.lr_g * factor)
-        lr_D.fill_(args.lr_d * factor)
+        for name, optimiser in optimisers.items():
+            optimiser.param_groups[0]["lr"].fill_(rates[name] * factor)
         sums = next(updates)  # one update; its losses are added to sums, which log() sets to 0
         shows, saves, ends = data.due(step, total, args, stop)
         if shows or step == warm_up:

@@ -272,12 +272,6 @@ def update(G, D, opt_G, opt_D, x, z, autocast):
     return torch.stack([loss_D, loss_G, d_real.sigmoid().mean(), d_fake.sigmoid().mean()]).detach()
 
 
-def adam(net, lr):
-    """Fused Adam. Its rate is a tensor, so that it can fall while a CUDA graph is replayed."""
-    lr = torch.tensor(lr, device=next(net.parameters()).device)
-    return torch.optim.Adam(net.parameters(), lr, (0.5, 0.999), fused=True, capturable=True)
-
-
 def train(args):
     folder, device = metrics.open_run(args, f"gran{args.steps}")
     images, _ = data.training_set(args, batch_size=100)  # sets args.channels, size, batch_size
@@ -288,7 +282,8 @@ def train(args):
     torch.manual_seed(args.seed)
     nets = build(args)
     nn.ModuleDict(nets).to(device, memory_format=torch.channels_last)
-    opt_G, opt_D = adam(nets["G"], args.lr_g), adam(nets["D"], args.lr_d)
+    opt_G = data.optimiser(nets["G"], args.lr_g, betas=(0.5, 0.999))
+    opt_D = data.optimiser(nets["D"], args.lr_d, betas=(0.5, 0.999))
     optimisers = {"G": opt_G, "D": opt_D}
     kept = {"D_snapshots": []}  # late copies of D: the Generative Adversarial Metric averages them
     start = metrics.restore_run(folder, nets, optimisers, kept) if args.resume else 0

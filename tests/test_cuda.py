@@ -174,7 +174,7 @@ def test_grans_large_networks_fit(dataset, steps):
     if device.type == "meta":
         assert D(G(z)).shape == (100,)
         return
-    optimisers = [gran.adam(net, 1e-4) for net in (G, D)]
+    optimisers = [data.optimiser(net, 1e-4) for net in (G, D)]
     x = torch.rand(100, 3, 64, 64, device=device)
     losses = gran.update(G, D, *optimisers, x, z, torch.autocast("cuda", torch.bfloat16))
     print(f"{dataset}: peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")

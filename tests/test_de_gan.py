@@ -206,7 +206,7 @@ def test_one_update_by_hand(lambda_hidden, L):
     labels, bce = torch.arange(16) % L if L else None, F.binary_cross_entropy_with_logits
     x, y = torch.rand(16, 1, 28, 28), F.one_hot(labels, L).float() if L else torch.zeros(16, 0)
     rng = torch.get_rng_state()
-    optimisers = {name: de_gan.adam(net, 2e-4, 0.5) for name, net in nets.items()}
+    optimisers = {name: data.optimiser(net, 2e-4, betas=(0.5, 0.999)) for name, net in nets.items()}
     losses = de_gan.update(nets, optimisers, x, labels, lambda_hidden, NO_AUTOCAST)
     assert not losses.requires_grad
 
@@ -233,7 +233,7 @@ def test_the_vae_learns():
     """After 40 updates on one batch the bound is below that of the best picture without a code."""
     torch.manual_seed(0)
     vae, x = de_gan.VAE(1, 28, 128), (torch.rand(8, 1, 28, 28) > 0.5).float()
-    optimiser = de_gan.adam(vae, 1e-3, beta_1=0.9)
+    optimiser = data.optimiser(vae, 1e-3)
     losses = [de_gan.update_vae(vae, optimiser, x, NO_AUTOCAST)[0].item() for _ in range(40)]
     mean = x.mean(0)  # of every pixel
     entropy = -torch.nan_to_num(mean * mean.log() + (1 - mean) * (1 - mean).log()).sum().item()
