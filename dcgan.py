@@ -296,7 +296,8 @@ def update(G, D, opt_G, opt_D, x, y, z, autocast, wgan=False):
     loss_G.backward()
     opt_G.step()
     D.requires_grad_(True)
-    means = [(s if wgan else s.sigmoid()).mean() for s in (d_real, d_fake)]
+    scores = torch.stack([d_real, d_fake])
+    means = (scores if wgan else scores.sigmoid()).mean(1)
     var_fake, var_real = (F.mse_loss(v, v.mean(0).expand_as(v)) for v in (fake.detach(), x_i))
     return torch.stack([loss_D, loss_G, *means, var_fake / var_real.clamp(min=1e-12)]).detach()
 
@@ -306,8 +307,7 @@ def run_updates(args, G, D, ema, optimisers, images, labels, start, k, autocast)
     z_dim, device, wgan = G.z_dim, next(G.parameters()).device, args.objective == "wgan"
     weights = [[value for value in net.state_dict().values() if value.is_floating_point()]
                for net in (ema, G) if ema]  # with batch norm's running averages
-    if args.compile:
-        G, D = torch.compile(G), torch.compile(D)
+    G, D = (torch.compile(net) if args.compile else net for net in (G, D))
 
     def one_update(x, y=(None,) * k):
         z = draw_z(k * x.shape[1], z_dim, device=device).unflatten(0, (k, -1))  # (k, B, Z)
