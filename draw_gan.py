@@ -429,7 +429,7 @@ def train(args):
             log(step, sums, *(ON_BOUND if step <= warm_up else VS_D))
         if saves:
             draw_pictures(nets, args, folder, step, held_out)
-            some = held_out if ends else held_out[:: len(held_out) // 1000 or 1]
+            some = held_out[:: 1 if ends else max(len(held_out) // 1000, 1)]
             write_bound(nets, args, folder, step, some)
             metrics.save_run(folder, "draw_gan", args, step, nets, optimisers)
         if ends:
