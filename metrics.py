@@ -1255,8 +1255,9 @@ def eval_command(args):
         own = None if own is None else relabel(own, source.classes, train.classes)
         add(source.name, images, own, **known)
     print(f"\n{args.dataset}, {real.shape[-1]} px: against {n} training images, seed {args.seed}\n"
-          f"FID on {kind} features ({known['real_features'].shape[1]} numbers), others on pixels; "
-          f"sigma {known['bandwidth']:.2f}")
+          f"FID on {'pixels' if kind == 'pixels' else f'{kind} features'} "
+          f"({known['real_features'].shape[1]} numbers), others on pixels; sigma "
+          f"{known['bandwidth']:.2f}")
     error = None if classifier is None else classifier.test_error
     if classifier is not None and math.isfinite(error):
         print(f"the classifier misreads {error:.2%} of the held-out images that have a label")
