@@ -14,7 +14,7 @@ Differs from the paper:
 - The paper gives no learning rates. Those for CIFAR-10 and LSUN are from the authors' checkpoints.
   Those for MNIST are ours: D learns faster than G, since GRAN3 and GRAN5 collapsed otherwise.
 - Rates fall to 0 at the end (--decay); samples come from a moving average of G's weights (--ema).
-Measured: MNIST, --epochs 3 (1,800 updates), FID 2.25 by a classifier of MNIST (assets/RESULTS.md).
+Measured: MNIST, --epochs 3 (1,800 updates), FID 2.14 by a classifier of MNIST (assets/RESULTS.md).
 """
 
 import argparse
