@@ -124,14 +124,14 @@ def test_a_graph_trains_as_plain_updates_do(script, flags, pictures, tmp_path):
 
 @pytest.mark.parametrize("script, flags", CASES)
 def test_no_update_waits_for_the_device(script, flags, pictures, tmp_path, monkeypatch):
-    """Any wait in updates 11 to 29 is an error."""
+    """Any wait in updates 13 to 29 is an error: no line is printed there."""
     run, count = data.captured, itertools.count(1)
 
     def guarded(*args):
         for sums in run(*args):
             step = next(count)
-            if DEVICE == "cuda" and step in (11, 29):
-                torch.cuda.set_sync_debug_mode("error" if step == 11 else "default")
+            if DEVICE == "cuda" and step in (13, 29):
+                torch.cuda.set_sync_debug_mode("error" if step == 13 else "default")
             yield sums
 
     monkeypatch.setattr(data, "captured", guarded)
