@@ -36,8 +36,7 @@ def test_every_measure_of_the_list_is_of_its_runs(row):
     command, *rest = row[3].split()
     args = metrics.parse_args([command, *rest])
     runs = {row[1]: int(row[2]) for row in lines("runs")}
-    sources = [part for source in getattr(args, "source", []) for part in source.split(",")]
-    for source in sources:
+    for source in getattr(args, "source", []):
         name, seed = source.partition("@")[0].removeprefix("runs/").rsplit("-", 1)
         assert name in runs and (seed == "SEED" or int(seed) < runs[name]), source
         assert seed != "SEED" or int(row[2]) <= runs[name], source

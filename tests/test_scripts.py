@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from radon.complexity import cc_visit
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import data
@@ -145,8 +146,7 @@ def test_sizes():
 
 @every_script
 def test_the_training_loop_is_readable_at_one_look(script):
-    radon = pytest.importorskip("radon.complexity")
-    blocks = radon.cc_visit((ROOT / f"{script}.py").read_text())
+    blocks = cc_visit((ROOT / f"{script}.py").read_text())
     assert [block.complexity <= 20 for block in blocks if block.name == "train"] == [True]
 
 
