@@ -212,7 +212,7 @@ def main():
         print(f"{part:9} batch {batch:4}  {ms:8.2f} ms  {row['images_per_s']:8.0f} images/s  "
               f"{ratios[0]:.2f} to {ratios[-1]:.2f} times the usual loop{more}", flush=True)
         write()
-    for kind in ("compiled", "counted") if cuda else ():  # last: compiling takes longest
+    for kind in ("counted", "compiled") if cuda else ():  # last: compiling takes longest
         for row in rows:
             try:
                 found = measure([kind], args.updates, command(row["part"]))[kind]
