@@ -129,10 +129,12 @@ def run_script(kind, updates, script, flags):
     updates = 5 if kind == "counted" else updates + warm
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), \
-                contextlib.redirect_stderr(io.StringIO()):
+                contextlib.redirect_stderr(io.StringIO()) as said:
             importlib.import_module(script.removesuffix(".py")).main(
                 [*flags, *KINDS[kind], "--iters", str(updates), "--out", folder + "/run",
                  "--log-every", "100000", "--sample-every", "100000"])
+    except SystemExit as error:
+        raise SystemExit(said.getvalue().strip().splitlines()[-1]) from error
     finally:
         data.captured, data.training_set = captured, training_set
     times = [b - a for a, b in itertools.pairwise(marks[warm - 1 : -1])]  # of DE-GAN: the game
