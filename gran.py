@@ -151,8 +151,10 @@ def g_loss(fake):
     return F.softplus(-fake).mean()
 
 
-def table_5(dataset, channels, size):
-    """-> Generator's kernels, length of z (Table 5); InputError if size / 2^L is not whole."""
+def table_5(dataset, channels, size, width=None):
+    """-> Generator's kernels, length of z (Table 5); InputError if size / 2^L is not whole.
+    width: kernels of D's first layer, doubled from layer to layer, in place of Table 5's.
+    """
     if size <= 32 and channels == 1:
         kernels, z_dim = [80, 40], 60                # MNIST
     elif size <= 32:
@@ -161,6 +163,8 @@ def table_5(dataset, channels, size):
         kernels, z_dim = [1024, 512, 216, 128], 100  # LSUN; ImageNet has three times the kernels
     if dataset == "imagenet":
         kernels = [3 * k for k in kernels]
+    if width:
+        kernels = [width * 2**k for k in reversed(range(len(kernels)))]
     if size % 2 ** len(kernels):
         raise data.InputError(f"--size {size} is not a multiple of {2 ** len(kernels)}")
     return kernels, z_dim
@@ -175,7 +179,7 @@ def rates(channels, size):
 
 def build(args):
     """A dict: G, D, and ema (G's moving average) if args.ema. args: flags, channels and size."""
-    kernels, z_dim = table_5(args.dataset, args.channels, args.size)
+    kernels, z_dim = table_5(args.dataset, args.channels, args.size, getattr(args, "width", None))
     G = Generator(kernels, args.channels, args.size, z_dim, args.steps, args.noise, args.tie)
     nets = {"G": G, "D": Discriminator(kernels, args.channels, args.size)}
     return nets | ({"ema": copy.deepcopy(G)} if getattr(args, "ema", 0) else {})  # old runs lack it
@@ -244,6 +248,7 @@ def parse_args(argv=None):
     add("--no-graph", dest="graph", action="store_false", help="no CUDA graph, to debug")
     add = parser.add_argument_group("model").add_argument
     add("--steps", type=int, default=5, help="T, the drawing steps [%(default)s; paper: 1, 3, 5]")
+    add("--width", type=int, help="kernels of D's first layer [Table 5: MNIST 40, CIFAR-10 216]")
     add("--noise", choices=["once", "per-step"], default="once", help="draws of z [%(default)s]")
     add("--tie", action="store_true", help="g shares f's kernels")
     args = parser.parse_args(argv)

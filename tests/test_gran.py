@@ -60,6 +60,10 @@ def test_sizes_follow_the_images():
     assert gran.table_5("telugu", 1, 32) == ([80, 40], 60)
     assert gran.table_5("faces", 3, 32) == ([1024, 512, 216], 100)
     assert gran.table_5("celeba", 3, 64) == ([1024, 512, 216, 128], 100)
+    assert gran.table_5("celeba", 3, 64, width=16) == ([128, 64, 32, 16], 100)
+    G, D = (gran.build(argparse.Namespace(dataset="cifar10", channels=3, size=32, steps=2,
+                                          noise="once", tie=False, width=8))[name] for name in "GD")
+    assert D.down[0].out_channels == 8 and G.f.dense.out_features == 32 * 4 * 4
     with pytest.raises(data.InputError, match="--size"):
         gran.table_5("folder", 3, 28)
 
