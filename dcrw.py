@@ -107,7 +107,7 @@ class DCRW(nn.Module):
         if self.read_at is None:  # no attention in read: look once (section III-C)
             mu, log_sigma = self.q(self.features(x)).float().chunk(2, 1)  # eq. 29: (B, Z) each
             mu, log_sigma = mu.expand_as(noise), log_sigma.expand_as(noise)
-            written = self.updates(mu + log_sigma.exp() * noise)          # eqs. 30 to 32
+            written = self.all_written(mu + log_sigma.exp() * noise)          # eqs. 30 to 32
             return self.c_0 + (written.cumsum(0) if every_step else written.sum(0)), mu, log_sigma
         h, cell = self.h_0[:, None].expand(-1, len(x), -1)
         c, canvases, qs = self.c_0.expand_as(x), [], []
@@ -118,7 +118,7 @@ class DCRW(nn.Module):
             h_enc = torch.cat([self.features(r), h], 1)               # eq. 9: (B, features + H)
             mu, log_sigma = self.q(h_enc).float().chunk(2, 1)         # eqs. 5, 6: (B, Z) each
             h, cell = self.decode(mu + log_sigma.exp() * eps, h, cell)  # eqs. 10, 11: (B, H) each
-            c = c + self.update(h)                                    # eq. 12: (B, C, S, S)
+            c = c + self.written(h)                                    # eq. 12: (B, C, S, S)
             canvases.append(c)
             qs.append((mu, log_sigma))
         return (torch.stack(canvases) if every_step else c), *map(torch.stack, zip(*qs))
@@ -132,20 +132,20 @@ class DCRW(nn.Module):
         with torch.autocast("cuda", enabled=False):  # it would round the cell to bfloat16
             return self.rnn(z, (h, cell))
 
-    def update(self, h):
+    def written(self, h):
         """What h (B, H) adds to the canvas, (B, C, S, S) (eq. 23)."""
         patch = self.write_what(h).float().unflatten(1, (-1, self.N_write, self.N_write))  # eq. 22
         window = filterbank(self.write_at(h).float(), self.N_write, self.size)
         return write(patch, *window).float()
 
-    def updates(self, z):
+    def all_written(self, z):
         """The decoder alone: z (T, B, Z) -> what each step adds to the canvas, (T, B, C, S, S)."""
         h, cell = self.h_0[:, None].expand(-1, z.shape[1], -1)
         states = []
         for z_t in z:
             h, cell = self.decode(z_t, h, cell)                       # eqs. 11, 31
             states.append(h)
-        return self.update(torch.cat(states)).unflatten(0, z.shape[:2])  # (T, B, C, S, S)
+        return self.written(torch.cat(states)).unflatten(0, z.shape[:2])  # (T, B, C, S, S)
 
 
 def reconstruction(c, x):
@@ -173,7 +173,7 @@ def canvases(nets, n, steps=None, generator=None, batch_size=100):
     """Images after each step (T, n, C, S, S) in [0, 1], from the prior (section III-D)."""
     net, parts = nets["DCRW"], range(0, n, batch_size)  # z from the CPU: the same on any device
     draws = (net.draw_noise(batch_size, steps, generator).to(net.c_0.device) for _ in parts)
-    return torch.cat([(net.c_0 + net.updates(z).cumsum(0)).sigmoid() for z in draws], 1)[:, :n]
+    return torch.cat([(net.c_0 + net.all_written(z).cumsum(0)).sigmoid() for z in draws], 1)[:, :n]
 
 
 def sample(nets, n, labels=None, generator=None, batch_size=100, steps=None):

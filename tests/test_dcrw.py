@@ -202,7 +202,7 @@ def test_the_bound_is_never_below_the_exact_nll(read):
     grid = torch.linspace(-7, 7, 201)
     z = torch.cartesian_prod(grid, grid).T  # (2, n)
     log_prior = Normal(0.0, 1.0).log_prob(z).sum(0) + 2 * math.log(14 / 200)
-    c = net.c_0 + net.updates(z[..., None]).sum(0)
+    c = net.c_0 + net.all_written(z[..., None]).sum(0)
     every = torch.tensor(list(itertools.product([0.0, 1.0], repeat=4))).view(16, 1, 1, 2, 2)
     p = (Bernoulli(logits=c).log_prob(every).sum((2, 3, 4)) + log_prior).logsumexp(1)
     assert p.exp().sum() == pytest.approx(1, abs=1e-4)
@@ -322,7 +322,7 @@ def test_canvases_come_from_the_prior_alone(read, tmp_path):
     (h, s), c = net.h_0[:, None].expand(-1, 10, -1), net.c_0
     for t in range(3):
         h, s = net.rnn(z[t], (h, s))
-        c = c + net.update(h)
+        c = c + net.written(h)
         torch.testing.assert_close(frames[t], torch.sigmoid(c))
     (tmp_path / "samples").mkdir()
     held_out = torch.randint(256, (10, 1, 6, 6), dtype=torch.uint8)
