@@ -9,7 +9,7 @@ arXiv:1701.07875; DCGAN: Radford, Metz and Chintala 2016, arXiv:1511.06434.
 
 Differs from the papers (results: assets/RESULTS.md):
 - D returns a logit and the losses are softplus of logits: the same functions, without overflow.
-- Images below 64 px: a quarter of the maps, to train on a CPU (--width 128: all of them).
+- Images below 64 px, own photos: a quarter of the maps, to train on a CPU (--width 128: all).
 - --conditional joins one-hot labels to the input of every layer, as in DE-GAN, Table II.
 - G learns from the same noise as D's last update; GAN's dense networks train with Adam too.
 - Rates fall to 0 at the end (--decay); samples come from an average of G's weights (--ema).
@@ -191,7 +191,8 @@ def build(args):
         G = DenseGenerator(*sizes, classes=args.classes)
         D = DenseDiscriminator(*sizes, args.classes, dropout=0.0 if wgan else 0.5)
     else:
-        kernels = kernels_for(args.size, args.width or (128 if args.size >= 64 else 32))
+        paper_size = args.size >= 64 and args.dataset in data.DATASETS
+        kernels = kernels_for(args.size, args.width or (128 if paper_size else 32))
         G = Generator(kernels, *sizes, classes=args.classes)
         D = Discriminator(kernels, *sizes, args.classes)
     nets = {"G": G, "critic" if wgan else "D": D}
@@ -261,7 +262,7 @@ def parse_args(argv=None):
     add("--conditional", action="store_true", help="G and D are given the labels")
     add("--arch", choices=["conv", "dense"], default="conv", help="DCGAN's networks, or GAN's")
     add("--objective", choices=["gan", "wgan"], default="gan", help="logistic, or a clipped critic")
-    add("--width", type=int, help="maps of D's first layer [128, as in the paper; below 64 px 32]")
+    add("--width", type=int, help="maps of D's first layer [128; below 64 px, own photos: 32]")
     args = parser.parse_args(argv)
     data.check_flags(parser, args, may_be_0=("decay", "ema"))
     if args.explore and not args.resume or args.on and args.explore != "features":

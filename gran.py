@@ -153,7 +153,7 @@ def g_loss(fake):
 
 def table_5(dataset, channels, size, width=None):
     """-> Generator's kernels, length of z (Table 5); InputError if size / 2^L is not whole.
-    width: kernels of D's first layer, doubled from layer to layer, in place of Table 5's.
+    width: kernels of D's first layer, doubled from layer to layer [Table 5's; own photos: 32].
     """
     if size <= 32 and channels == 1:
         kernels, z_dim = [80, 40], 60                # MNIST
@@ -163,8 +163,9 @@ def table_5(dataset, channels, size, width=None):
         kernels, z_dim = [1024, 512, 216, 128], 100  # LSUN; ImageNet has three times the kernels
     if dataset == "imagenet":
         kernels = [3 * k for k in kernels]
-    if width:
-        kernels = [width * 2**k for k in reversed(range(len(kernels)))]
+    own = dataset == "faces" or dataset not in data.DATASETS
+    if width or own and z_dim == 100:
+        kernels = [(width or 32) * 2**k for k in reversed(range(len(kernels)))]
     if size % 2 ** len(kernels):
         raise data.InputError(f"--size {size} is not a multiple of {2 ** len(kernels)}")
     return kernels, z_dim
@@ -248,7 +249,7 @@ def parse_args(argv=None):
     add("--no-graph", dest="graph", action="store_false", help="no CUDA graph, to debug")
     add = parser.add_argument_group("model").add_argument
     add("--steps", type=int, default=5, help="T, the drawing steps [%(default)s; paper: 1, 3, 5]")
-    add("--width", type=int, help="kernels of D's first layer [Table 5: MNIST 40, CIFAR-10 216]")
+    add("--width", type=int, help="kernels of D's first layer [Table 5's, own photos: 32]")
     add("--noise", choices=["once", "per-step"], default="once", help="draws of z [%(default)s]")
     add("--tie", action="store_true", help="g shares f's kernels")
     args = parser.parse_args(argv)

@@ -58,7 +58,8 @@ def test_table_5(dataset, channels, size, kernels, z_dim):
 
 def test_sizes_follow_the_images():
     assert gran.table_5("telugu", 1, 32) == ([80, 40], 60)
-    assert gran.table_5("faces", 3, 32) == ([1024, 512, 216], 100)
+    assert gran.table_5("svhn", 3, 32) == ([1024, 512, 216], 100)
+    assert gran.table_5("faces", 3, 32) == gran.table_5("holidays", 3, 32) == ([128, 64, 32], 100)
     assert gran.table_5("celeba", 3, 64) == ([1024, 512, 216, 128], 100)
     assert gran.table_5("celeba", 3, 64, width=16) == ([128, 64, 32, 16], 100)
     G, D = (gran.build(argparse.Namespace(dataset="cifar10", channels=3, size=32, steps=2,
