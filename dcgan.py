@@ -361,7 +361,7 @@ def train(args):
         if ends:
             break
     if step < total:
-        raise data.Stopped(folder)
+        raise KeyboardInterrupt(folder)
     data.say(f"done: samples and checkpoint.pt are in {folder}")
 
 

@@ -325,7 +325,7 @@ def train(args):
         if ends:
             break
     if step < total:
-        raise data.Stopped(folder)
+        raise KeyboardInterrupt(folder)
     data.say(f"done: samples, steps.gif, reconstructions.png and checkpoint.pt are in {folder}")
 
 

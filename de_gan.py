@@ -431,7 +431,7 @@ def train(args):
         if ends:
             break
     if step < total:
-        raise data.Stopped(folder)
+        raise KeyboardInterrupt(folder)
     data.say(f"done: samples, losses.png and checkpoint.pt are in {folder}")
 
 

@@ -435,7 +435,7 @@ def train(args):
         if ends:
             break
     if step < total:
-        raise data.Stopped(folder)
+        raise KeyboardInterrupt(folder)
     data.say(f"done: samples, steps.png, steps.gif and checkpoint.pt are in {folder}")
 
 

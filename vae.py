@@ -354,7 +354,7 @@ def train(args):
         if ends:
             break
     if step < total:
-        raise data.Stopped(folder)
+        raise KeyboardInterrupt(folder)
     rec, KL = held_out(nets, tests, test_labels, args.batch_size, args.seed)
     data.say(f"held-out, {len(tests)} images: {rec:.2f} + KL {KL:.2f} = {rec + KL:.2f} nats")
     data.say(f"done: samples, reconstructions.png and checkpoint.pt are in {folder}")
