@@ -43,6 +43,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow opens n
 EXTENSIONS = [end for end, kind in Image.registered_extensions().items() if kind in FORMATS]
 TRAIN = "train|training|trainval|trn"
 TEST = "test|testing|tst|val|valid|validation|dev|eval|evaluation|holdout|heldout"
+path = os.path.expanduser  # type of a flag that is a path: `~` is the user's home
 
 
 class InputError(ValueError):
@@ -264,9 +265,6 @@ def stop_signals():
 # ---- Messages and files ------------------------------------------------------------------------
 
 
-path = os.path.expanduser  # type of a flag that is a path: `~` is the user's home
-
-
 def natural(name):
     """Sort key of names as people read them: 2 before 10."""
     parts = re.split(r"(\d+)", str(name))
@@ -347,8 +345,7 @@ def _cached(folder, name, state, make):
     return made
 
 
-# ---- Sources: images (N, C, size, size), labels, names of the classes, how many of the images are
-# for training (the others, after these, for the test), why, what else to say, and a digest ----
+# ---- Sources: images, training first; labels, class names, n of training; origin, remarks, digest
 
 
 def _drawn(dataset, data_dir, size):
@@ -604,8 +601,7 @@ def draw(dataset, n, seed, size):
 
 
 def face_attributes(labels):
-    """Labels 0 to 95 (N,) -> {name: int64 (N,)}. smile, glasses: 1 yes; hair: black, brown, blond,
-    red; its length: 1 long; skin: light, tan, dark."""
+    """Labels (N,) -> {name: int64 (N,)}. Hair: black, brown, blond, red; skin: light, tan, dark."""
     return {"smile": labels // 48, "glasses": labels // 24 % 2, "hair": labels // 6 % 4,
             "length": labels // 3 % 2, "skin": labels % 3}  # fmt: skip
 
@@ -637,8 +633,8 @@ def _paint_digits(digits, u, size):
 
 @functools.lru_cache(maxsize=1)
 def _skeletons():
-    """SKELETONS as arrays: points (V, POINTS, 2), from about -1 to 1; weights (V, DOTS, POINTS) to
-    mix them to dots along Catmull and Rom's curves; and the ways to write each digit (10, 1000).
+    """-> points (V, POINTS, 2), from about -1 to 1; their weights in dots (V, DOTS, POINTS) along
+    Catmull and Rom's curves; the ways to write each digit (10, 1000).
     """
     controls, mixes, ways, letters = [], [], [], string.ascii_letters + string.digits
     for digit in SKELETONS.values():
@@ -647,8 +643,7 @@ def _skeletons():
             ways[-1] += [len(mixes)] * int(way[0])
             points, pieces = {}, []
             for line in way[1:].split("/"):
-                line = [line[i : i + 2] for i in range(0, len(line), 2)]
-                at = [points.setdefault(point, len(points)) for point in line]
+                at = [points.setdefault(point, len(points)) for point in re.findall("..", line)]
                 at = [at[-2], *at, at[1]] if at[0] == at[-1] else [at[0], *at, at[-1]]  # ring, line
                 pieces += [at[i : i + 4] for i in range(len(at) - 3) if at[i + 1] != at[i + 2]]
             points = np.array([[letters.index(letter) for letter in point] for point in points])
