@@ -27,11 +27,10 @@ from torchvision import datasets
 from torchvision.transforms.functional import center_crop
 
 DATASETS = {  # name: side in pixels unless load's size says otherwise, then its folders in data_dir
-    "digits": [28], "faces": [32], "mnist": [28], "fashion-mnist": [28],
-    "cifar10": [32, "cifar10-jpeg", "cifar10"], "svhn": [32],
+    "digits": [28], "faces": [32], "mnist": [28], "fashion-mnist": [28], "svhn": [32],
+    "cifar10": [32, "cifar10-jpeg", "cifar10"], "imagenet": [64, "imagenet"],
     "celeba": [64, "celeba/img_align_celeba", "celeba/Img/img_align_celeba"],
-    "lsun-church": [64, "lsun-church"], "lsun-rooms": [64, "lsun-rooms"],
-    "imagenet": [64, "imagenet"], "telugu": [32, "telugu"],
+    "lsun-church": [64, "lsun-church"], "lsun-rooms": [64, "lsun-rooms"], "telugu": [32, "telugu"],
 }  # fmt: skip
 TORCHVISION = {  # name: its class, and its files in data_dir
     "mnist": (datasets.MNIST, "MNIST/raw/*-ubyte"),
@@ -226,8 +225,8 @@ def check_flags(parser, args, may_be_0=()):
         low, high = ranges.get(name, (0, 1e9))
         number = type(value) in (int, float) and not (value == 0 and name in may_be_0)
         if number and not low < value <= high:
-            flag, least = f"--{name.replace('_', '-')}", "0, or" * (name in may_be_0)
-            parser.error(f"{flag} {value}: it must be {least} above {low:g} and at most {high:g}")
+            must = f"{'at least' if name in may_be_0 else 'above'} {low:g} and at most {high:g}"
+            parser.error(f"--{name.replace('_', '-')} must be {must}, not {value}")
     if args.sample and not args.resume:
         parser.error("--sample draws from a trained run: name it with --resume RUN")
     if getattr(args, "draw_classes", None) and not args.sample:
@@ -302,8 +301,7 @@ def plain_errors(prog):
         if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", text):
             text = "memory is full: lower --batch-size or --size, or close other programs"
         elif type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-            reason = text.splitlines()[0]
-            text = f"--compile failed ({reason}): install a C++ compiler, or leave --compile out"
+            text = f"--compile failed ({text.splitlines()[0]}): install a C++ compiler, or omit it"
         elif not isinstance(error, (InputError, FloatingPointError, OSError)):
             raise
         print(f"{prog}: error: {shown(text)}", file=sys.stderr)
@@ -367,11 +365,10 @@ def _downloaded(dataset, data_dir, size):
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip("<>")
         raise InputError(f"{dataset} cannot be read or downloaded ({reason}): put {files} into "
                          f"{data_dir} (--data-dir), or use --dataset digits") from error
-    images = [image.resize((size, size), Image.Resampling.BICUBIC) for image in images]
-    images = torch.from_numpy(np.stack(images)).reshape(len(images), size, size, -1)
+    images = [np.atleast_3d(x.resize((size, size), Image.Resampling.BICUBIC)) for x in images]
+    images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     names = getattr(parts[0], "classes", "0123456789")  # MNIST's are "0 - zero" and so on
     names = [name.split(" - ")[0].replace("/", "-") for name in names]
-    images = images.permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor(labels), names, len(parts[0]), "", "", dataset
 
 
@@ -383,12 +380,11 @@ def _folder(root, data_dir, size):
         with contextlib.suppress(Exception), Image.open(file, formats=FORMATS) as image:
             size = image.width if image.width == image.height <= 64 else 64
             break
-    size = size or 64
     stats = [(info.st_size, info.st_mtime_ns, info.st_ctime_ns) for info in map(os.stat, files)]
     state = hashlib.sha256(repr((3, names, rows, stats)).encode()).hexdigest()[:16]
     place = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
     name = f"{re.sub('[^A-Za-z0-9]', '_', root.name)}-{size}-{place}"
-    images, good, broken = _cached(data_dir, name, state, lambda: _decode(files, size))
+    images, good, broken = _cached(data_dir, name, state, lambda: _decode(files, size or 64))
 
     kept = [(*rows[i], *facts) for i, facts in good.items()]
     labels, train = torch.tensor([row[1] for row in kept]), sum(row[0] == 0 for row in kept)
@@ -436,8 +432,7 @@ def list_images(root):
     """-> sorted rows (1: test or 0, label, path), class names, where the test is from, left-outs.
 
     The test is found by folders' names, CelebA's list, or a hash of each file's name. Classes are
-    folders of root or its train folder (else "."); test images may have none: label -1.
-    InputError for a layout that is not understood, and for an empty class.
+    folders, or "."; test images may have none: -1. InputError for a layout not understood.
     """
     tree, left = _walk(root)
     images = {top: [*itertools.chain(*inner.values())] for top, inner in tree.items()}
@@ -556,33 +551,27 @@ SKIN = ((0.96, 0.80, 0.69), (0.80, 0.57, 0.40), (0.52, 0.35, 0.25))
 DOTS, POINTS = 112, 11  # of a digit: dots lie under half the pen's width apart; points at most
 CATMULL_ROM = ((-0.5, 1.5, -1.5, 0.5), (1, -2.5, 2, -0.5), (-0.5, 0, 0.5, 0), (0, 1, 0, 0))
 
-# Ways to write each digit: a share, then the points of its strokes, x right and y down, a letter
-# each: a is 0, Z 51, 0 is 52; digits are 50 high. A stroke is a curve through its points, "/" lifts
+# Ways to write the digits: which digit, a share, the points of its strokes, x right and y down, a
+# letter each: a is 0, Z 51, 0 is 52; digits are 50 high. A stroke is a Catmull-Rom curve, "/" lifts
 # the pen; a point named twice in a row is a corner, one of two strokes a joint.
-SKELETONS = {
-    0: "3tahgbxePqYESLAGhta 2yckdbwfRtYGQKyDgrd 1lddrdLpYDRHyAgoage 1HcrcdteOrYGRMxEgsg "
-       "1raghbzfRqYBRFzBhra 1EakgazmTEYWR4xVeEa",
-    1: "6aaazaY 1caazdY 2amkakakY 1allalalYlY/aYwX",
-    2: "2clmbAdFnwCdWdWLV 2ekoaCeCsrKhVbShMsQMW 2clmbAdBrrMeWbOlIzROV 1flpaDeEusTgYaPjFxLLY "
-       "1berbFcFcsxcWcWJV 1gqegraDhAwcVcVrRLX 1ckmaxfwukOdUdNmMuTBXIR 1apkczaEjuBeTeTuPQQ "
-       "1fkqbzkqGfUbLnLwYFV",
-    3: "3chnazfxrlxlxADDOrYbT 2bfpaAhutkywBDLuXaU 2ccDcDcnvnvCCDPpYbU 2cimayewqmxhznxzCBOpYcS "
-       "1berbCfpwpwyCwPkXaY",
-    4: "2ecbBbBFz/BaxY 2gbbtgADw/EbAzxY 1xaaFaFIE/xawY 2dcculAzvzvDcDcxY 1bcbxbxDx/DaDY "
-       "1racBcBGx/BksY",
-    5: "2gcdvdvrsECARnYbT/gcIa 2JbicicfwfwtuDFxUjYaT 2KcodhorwCGvVaW 2NaleleeueutxzIqVaX "
-       "1haduduutBHqXbS/icDd 1LcmcmchuhuxrGFuXfThJ",
-    6: "2xajmbFfVsYAOvDkEcN 2AalscMjYxUyInGeP 1oaesbLjYyUCHrAdK 1saeucQoYDQBDoBjKmV "
-       "1lacwcQoYGVIIvDmMlW 1iabEdVpXBPxFnKiV 1FbofcxeTuYGMwBeH 1ladCeVlXpNjFdO",
-    7: "3adEcEcvwnY 2bkcdcdFcFctymY 1adEcEcvwnY/hAFy 2ajicueFbFbwupY 1ahmazezssY "
-       "1amededFdFdtY/hCDz 1cmdcdcAcAczY",
-    8: "3BhqafhjsvCAOqYeSfIqyAoBh 1oaekoxzkoa/oxcKoYBKox 2FesbgjltuDwQlYcQjEwrGh "
-       "1pceiluxFwUjXeMozAlxcoc 1EdpbdkowvFuTmYhRmExsHe 1wlpbhkrvCFDTmYbOlAwl 1zkoacjnxvLpYjNpyzk "
-       "1EhuahgpuzIrYeQnBLd",
-    9: "3zhpadjevpxzmzhzhyzwY 2AfobcmgwsuAgAgxBqY 2zioadjgwsvziBBvUgW 1DcmebpiywtEcEcvEoY "
-       "1AmwbjccojxxtAmAmAEzY 1GepabjewuwFiFiFAEY 2CesaehcsmxypDdzEvY 1wgkcaohxumumtY "
-       "1NfuabkgxBuNfNfHEEY",
-}
+SKELETONS = """
+03tahgbxePqYESLAGhta 02yckdbwfRtYGQKyDgrd 01lddrdLpYDRHyAgoage 01HcrcdteOrYGRMxEgsg
+01raghbzfRqYBRFzBhra 01EakgazmTEYWR4xVeEa 16aaazaY 11caazdY 12amkakakY 11allalalYlY/aYwX
+22clmbAdFnwCdWdWLV 22ekoaCeCsrKhVbShMsQMW 22clmbAdBrrMeWbOlIzROV 21flpaDeEusTgYaPjFxLLY
+21berbFcFcsxcWcWJV 21gqegraDhAwcVcVrRLX 21ckmaxfwukOdUdNmMuTBXIR 21apkczaEjuBeTeTuPQQ
+21fkqbzkqGfUbLnLwYFV 33chnazfxrlxlxADDOrYbT 32bfpaAhutkywBDLuXaU 32ccDcDcnvnvCCDPpYbU
+32cimayewqmxhznxzCBOpYcS 31berbCfpwpwyCwPkXaY 42ecbBbBFz/BaxY 42gbbtgADw/EbAzxY 41xaaFaFIE/xawY
+42dcculAzvzvDcDcxY 41bcbxbxDx/DaDY 41racBcBGx/BksY 52gcdvdvrsECARnYbT/gcIa 52JbicicfwfwtuDFxUjYaT
+52KcodhorwCGvVaW 52NaleleeueutxzIqVaX 51haduduutBHqXbS/icDd 51LcmcmchuhuxrGFuXfThJ
+62xajmbFfVsYAOvDkEcN 62AalscMjYxUyInGeP 61oaesbLjYyUCHrAdK 61saeucQoYDQBDoBjKmV
+61lacwcQoYGVIIvDmMlW 61iabEdVpXBPxFnKiV 61FbofcxeTuYGMwBeH 61ladCeVlXpNjFdO 73adEcEcvwnY
+72bkcdcdFcFctymY 71adEcEcvwnY/hAFy 72ajicueFbFbwupY 71ahmazezssY 71amededFdFdtY/hCDz
+71cmdcdcAcAczY 83BhqafhjsvCAOqYeSfIqyAoBh 81oaekoxzkoa/oxcKoYBKox 82FesbgjltuDwQlYcQjEwrGh
+81pceiluxFwUjXeMozAlxcoc 81EdpbdkowvFuTmYhRmExsHe 81wlpbhkrvCFDTmYbOlAwl 81zkoacjnxvLpYjNpyzk
+81EhuahgpuzIrYeQnBLd 93zhpadjevpxzmzhzhyzwY 92AfobcmgwsuAgAgxBqY 92zioadjgwsvziBBvUgW
+91DcmebpiywtEcEcvEoY 91AmwbjccojxxtAmAmAEzY 91GepabjewuwFiFiFAEY 92CesaehcsmxypDdzEvY
+91wgkcaohxumumtY 91NfuabkgxBuNfNfHEEY
+"""
 
 
 def draw(dataset, n, seed, size):
@@ -633,32 +622,27 @@ def _paint_digits(digits, u, size):
 
 @functools.lru_cache(maxsize=1)
 def _skeletons():
-    """-> points (V, POINTS, 2), from about -1 to 1; their weights in dots (V, DOTS, POINTS) along
-    Catmull and Rom's curves; the ways to write each digit (10, 1000).
-    """
-    controls, mixes, ways, letters = [], [], [], string.ascii_letters + string.digits
-    for digit in SKELETONS.values():
-        ways.append([])
-        for way in digit.split():
-            ways[-1] += [len(mixes)] * int(way[0])
-            points, pieces = {}, []
-            for line in way[1:].split("/"):
-                at = [points.setdefault(point, len(points)) for point in re.findall("..", line)]
-                at = [at[-2], *at, at[1]] if at[0] == at[-1] else [at[0], *at, at[-1]]  # ring, line
-                pieces += [at[i : i + 4] for i in range(len(at) - 3) if at[i + 1] != at[i + 2]]
-            points = np.array([[letters.index(letter) for letter in point] for point in points])
-            ends = np.cumsum([0] + [np.hypot(*(points[b] - points[c])) for _, b, c, _ in pieces])
-            place = np.interp((np.arange(DOTS) + 0.5) / DOTS * ends[-1], ends, range(len(ends)))
-            corners = np.eye(POINTS)[np.array(pieces)[place.astype(int)]]  # (DOTS, 4, POINTS)
-            mixes.append(np.einsum("dk,dkp->dp", np.vander(place % 1, 4) @ CATMULL_ROM, corners))
-            controls.append(np.resize((points - [points[:, 0].max() / 2, 25]) / 25, (POINTS, 2)))
+    """-> points (V, POINTS, 2), from about -1 to 1; weights (V, DOTS, POINTS); ways (10, 1000)."""
+    letters, ways = string.ascii_letters + string.digits, [[] for _ in range(10)]
+    controls, mixes = [], []
+    for way in SKELETONS.split():
+        ways[int(way[0])] += [len(mixes)] * int(way[1])
+        points, pieces = {}, []
+        for line in way[2:].split("/"):
+            at = [points.setdefault(point, len(points)) for point in re.findall("..", line)]
+            at = [at[-2], *at, at[1]] if at[0] == at[-1] else [at[0], *at, at[-1]]  # a ring, a line
+            pieces += [at[i : i + 4] for i in range(len(at) - 3) if at[i + 1] != at[i + 2]]
+        points = np.array([[letters.index(letter) for letter in point] for point in points])
+        ends = np.cumsum([0] + [np.hypot(*(points[b] - points[c])) for _, b, c, _ in pieces])
+        place = np.interp((np.arange(DOTS) + 0.5) / DOTS * ends[-1], ends, range(len(ends)))
+        corners = np.eye(POINTS)[np.array(pieces)[place.astype(int)]]  # (DOTS, 4, POINTS)
+        mixes.append(np.einsum("dk,dkp->dp", np.vander(place % 1, 4) @ CATMULL_ROM, corners))
+        controls.append(np.resize((points - [points[:, 0].max() / 2, 25]) / 25, (POINTS, 2)))
     return np.array(controls), np.array(mixes), np.array([np.resize(row, 1000) for row in ways])
 
 
 def _paint_faces(labels, u, size):
-    """Paints shapes one over the other: signed distances (B, size, size), negative inside. x runs
-    right and y down, from -1 to 1 over the picture; a head is about 1 wide and 1.2 high.
-    """
+    """Paints shapes one over the other, by signed distances; x runs right, y down, from -1 to 1."""
     numbers = iter(u.T[:, :, None, None])  # (B, 1, 1) each
     smile, glasses, hair, long, skin = face_attributes(labels).values()
     smile, glasses, long = (np.float32(flag)[:, None, None] for flag in (smile, glasses, long))
