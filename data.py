@@ -350,7 +350,7 @@ def _drawn(dataset, data_dir, size):
     """An embedded set, drawn once and then read from data_dir."""
     train, test = (60_000, 10_000) if dataset == "digits" else (20_000, 4_000)
     make = functools.partial(draw, dataset, train + test, 0, size)
-    images, labels = _cached(data_dir, f"{dataset}-{size}", DRAWN_VERSION, make)
+    images, labels = _cached(data_dir, f"drawn-{dataset}-{size}", DRAWN_VERSION, make)
     return images, labels, [str(k) for k in labels.unique().tolist()], train, "", "", dataset
 
 
