@@ -240,25 +240,31 @@ def planned_updates(args, epochs, batches=1):
     return max(planned, args.iters or 0)
 
 
-def due(step, total, args, stop, every=200):
-    """-> whether this update prints a line; saves, by default each `every` (CUDA: x 10); ends."""
-    every = args.sample_every or every * (10 if args.device.startswith("cuda") else 1)
-    ends = step == total or bool(stop)
-    saves = ends or step == 100 or step % every == 0
-    return saves or step in (1, 10) or step % args.log_every == 0, saves, ends
+def schedule(args, start, total, folder, every=200):
+    """Yields (step, shows, saves) for each update after `start`: if it prints a line, if it saves.
 
-
-def stop_signals():
-    """A list that Ctrl-C and SIGTERM fill: a loop can save and stop. The next one ends at once."""
-    caught = []
+    Saves every args.sample_every updates, by default `every` (CUDA: x 10). Ctrl-C or SIGTERM: the
+    next update saves and is the last, then KeyboardInterrupt(folder); a second one ends at once.
+    """
+    caught, every = [], every * (10 if args.device.startswith("cuda") else 1)
 
     def stop(signum, frame):
         caught.append(signum)
-        signal.signal(signum, signal.default_int_handler)
+        signal.signal(signum, before[signum])
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    return caught
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for step in range(start + 1, total + 1):
+            ends = step == total or bool(caught)
+            saves = ends or step == 100 or step % (args.sample_every or every) == 0
+            yield step, saves or step in (1, 10) or step % args.log_every == 0, saves
+            if ends:
+                break
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+    if step < total:
+        raise KeyboardInterrupt(folder)
 
 
 # ---- Messages and files ------------------------------------------------------------------------
@@ -289,7 +295,6 @@ def plain_errors(prog):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # an ASCII console shows ? for what it lacks
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except KeyboardInterrupt as stopped:
@@ -306,9 +311,6 @@ def plain_errors(prog):
             raise
         print(f"{prog}: error: {shown(text)}", file=sys.stderr)
         sys.exit(2)
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 @contextlib.contextmanager
