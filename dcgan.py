@@ -345,24 +345,19 @@ def train(args):
     start = metrics.restore_run(folder, nets, optimisers) if args.resume else 0
     planned = data.planned_updates(args, 4 if args.dataset == "digits" else 25, k)
     total, decay_updates = args.iters or planned, int(args.decay * planned)
-    log, stop = metrics.open_log(folder, args, nets, start, total, COLUMNS), data.stop_signals()
+    log = metrics.open_log(folder, args, nets, start, total, COLUMNS)
     updates = run_updates(args, G, D, ema, optimisers, images, labels, start, k, autocast)
-    for step in range(start + 1, total + 1):
+    for step, shows, saves in data.schedule(args, start, total, folder):
         factor = (planned + 1 - step) / (decay_updates + 1)  # times both rates; planned >= total
         if factor < 1:
             optimisers["G"].param_groups[0]["lr"].fill_(args.lr_g * factor)
             optimisers["D"].param_groups[0]["lr"].fill_(args.lr_d * factor)
         sums = next(updates)  # one update; its losses are added to sums, which log() sets to 0
-        shows, saves, ends = data.due(step, total, args, stop)
         if shows:
             log(step, sums, "D {:.3f} G {:.3f} | D(x) {:.2f} D(G(z)) {:.2f} | spread {:.2f}")
         if saves:
             draw_pictures(nets, args, folder, step)
             metrics.save_run(folder, "dcgan", args, step, nets, optimisers)
-        if ends:
-            break
-    if step < total:
-        raise data.Stopped(folder)
     data.say(f"done: samples and checkpoint.pt are in {folder}")
 
 

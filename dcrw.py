@@ -309,12 +309,10 @@ def train(args):
 
     batches = data.batches(images, args.batch_size, device, args.seed, start)
     updates = data.captured(one_update, batches, args.graph and device.type == "cuda")
-    stop = data.stop_signals()
-    for step in range(start + 1, total + 1):  # an update, not a drawing step
+    for step, shows, saves in data.schedule(args, start, total, folder):  # not drawing steps
         factor = max(1 - (step - 1) / planned, 0.05)  # times the rate
         optimiser.param_groups[0]["lr"].fill_(args.lr * factor)
         sums = next(updates)  # one update; its losses are added to sums, which log() sets to 0
-        shows, saves, ends = data.due(step, total, args, stop)
         if shows:
             log(step, sums, "L_x {:.2f} L_z {:.2f} nats")
         if saves:
@@ -322,10 +320,6 @@ def train(args):
             if step == total:
                 write_bound(nets, args, held_out, folder, step)
             metrics.save_run(folder, "dcrw", args, step, nets, optimisers)
-        if ends:
-            break
-    if step < total:
-        raise data.Stopped(folder)
     data.say(f"done: samples, steps.gif, reconstructions.png and checkpoint.pt are in {folder}")
 
 

@@ -409,8 +409,7 @@ def train(args):
     total, decay_updates = args.vae_iters + (args.iters or planned), int(args.decay * planned)
     log = metrics.open_log(folder, args, nets, start, total, VAE_LINE[1] + GAN_LINE[1])
     updates = run_updates(args, nets, optimisers, images, labels, start, total, autocast)
-    stop = data.stop_signals()
-    for step in range(start + 1, total + 1):
+    for step, shows, saves in data.schedule(args, start, total, folder):
         gan_step = step - args.vae_iters  # from 1 in the GAN phase; up to 0 the VAE trains
         factor = (planned + 1 - gan_step) / (decay_updates + 1)  # times both rates
         if factor < 1:
@@ -420,7 +419,6 @@ def train(args):
         if factor < 0.5 and (planned - gan_step) % (decay_updates // 20 + 1) == 0:
             last = copy.deepcopy(nets["D"].state_dict())  # ten in the decay's second half, evenly
             kept["D_snapshots"] = [*kept["D_snapshots"], last][-10:]
-        shows, saves, ends = data.due(step, total, args, stop)
         saves = saves or gan_step in (0, 100)  # at the VAE's end, and early in the GAN phase
         if shows or gan_step in (0, 1, 10, 100):
             log(step, sums, *(GAN_LINE if gan_step > 0 else VAE_LINE))
@@ -428,10 +426,6 @@ def train(args):
             if gan_step > 0:
                 draw_pictures(nets, args, folder, step)
             metrics.save_run(folder, "de_gan", args, step, nets, optimisers, **kept)
-        if ends:
-            break
-    if step < total:
-        raise data.Stopped(folder)
     data.say(f"done: samples, losses.png and checkpoint.pt are in {folder}")
 
 

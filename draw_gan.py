@@ -418,24 +418,18 @@ def train(args):
     start = metrics.restore_run(folder, nets, optimisers) if args.resume else 0
     log = metrics.open_log(folder, args, nets, start, total, columns)
     updates = run_updates(args, nets, optimisers, images, start, warm_up, autocast)
-    stop = data.stop_signals()
-    for step in range(start + 1, total + 1):  # an update, not a drawing step
+    for step, shows, saves in data.schedule(args, start, total, folder):  # not drawing steps
         factor = max(1 - (step - 1) / planned, 0.05)  # both rates times this
         for name, optimiser in optimisers.items():
             optimiser.param_groups[0]["lr"].fill_(rates[name] * factor)
         sums = next(updates)  # one update; its losses are added to sums, which log() sets to 0
-        shows, saves, ends = data.due(step, total, args, stop)
         if shows or step == warm_up:
             log(step, sums, *(ON_BOUND if step <= warm_up else VS_D))
         if saves:
             draw_pictures(nets, args, folder, step, held_out)
-            some = held_out[:: 1 if ends else max(len(held_out) // 1000, 1)]
+            some = held_out[:: 1 if step == total else max(len(held_out) // 1000, 1)]
             write_bound(nets, args, folder, step, some)
             metrics.save_run(folder, "draw_gan", args, step, nets, optimisers)
-        if ends:
-            break
-    if step < total:
-        raise data.Stopped(folder)
     data.say(f"done: samples, steps.png, steps.gif and checkpoint.pt are in {folder}")
 
 

@@ -308,8 +308,7 @@ def train(args):
 
     batches = data.batches(images, args.batch_size, device, args.seed, start)
     updates = data.captured(one_update, batches, args.graph and device.type == "cuda")
-    stop = data.stop_signals()
-    for step in range(start + 1, total + 1):  # an update, not a drawing step
+    for step, shows, saves in data.schedule(args, start, total, folder):  # not drawing steps
         factor = (planned + 1 - step) / (decay_updates + 1)  # times both rates; planned >= total
         if factor < 1:
             opt_G.param_groups[0]["lr"].fill_(args.lr_g * factor)
@@ -318,16 +317,11 @@ def train(args):
         if factor < 0.5 and (planned - step) % (decay_updates // 20 + 1) == 0:
             last = copy.deepcopy(nets["D"].state_dict())  # ten in the decay's second half, evenly
             kept["D_snapshots"] = [*kept["D_snapshots"], last][-10:]
-        shows, saves, ends = data.due(step, total, args, stop)
         if shows:
             log(step, sums, "D {:.3f} G {:.3f} | D(x) {:.2f} D(G(z)) {:.2f}")
         if saves:
             draw_pictures(nets, args, folder, step)
             metrics.save_run(folder, "gran", args, step, nets, optimisers, **kept)
-        if ends:
-            break
-    if step < total:
-        raise data.Stopped(folder)
     data.say(f"done: samples, steps.png, steps.gif and checkpoint.pt are in {folder}")
 
 

@@ -342,19 +342,13 @@ def train(args):
 
     batches = data.batches(images, args.batch_size, device, args.seed, start, labels)
     updates = data.captured(one_update, batches, args.graph and device.type == "cuda")
-    stop = data.stop_signals()
-    for step in range(start + 1, total + 1):
+    for step, shows, saves in data.schedule(args, start, total, folder, every=500):
         sums = next(updates)  # one update; its losses are added to sums, which log() sets to 0
-        shows, saves, ends = data.due(step, total, args, stop, every=500)  # --sample-every on a CPU
         if shows:
             log(step, sums, LOGS[args.objective][1])
         if saves:
             draw_pictures(nets, args, tests, test_labels, folder, step)
             metrics.save_run(folder, "vae", args, step, nets, optimisers)
-        if ends:
-            break
-    if step < total:
-        raise data.Stopped(folder)
     rec, KL = held_out(nets, tests, test_labels, args.batch_size, args.seed)
     data.say(f"held-out, {len(tests)} images: {rec:.2f} + KL {KL:.2f} = {rec + KL:.2f} nats")
     data.say(f"done: samples, reconstructions.png and checkpoint.pt are in {folder}")

@@ -64,7 +64,7 @@ def main(argv=None):
         return likeness(args.data_dir, device)
 
     wall, cores = time.perf_counter(), time.process_time()
-    data.draw_digits(60_000, 0)
+    data.draw("digits", 60_000, 0, 28)
     wall, cores = time.perf_counter() - wall, time.process_time() - cores
     print(f"60,000 digits: {wall:.1f} s, {cores:.1f} s of all cores, goal {GOAL_DRAWN}", flush=True)
 

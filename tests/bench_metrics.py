@@ -20,6 +20,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import data
 import metrics
 
 
@@ -96,6 +97,7 @@ def evaluation(dataset, data_dir):
     import gran
 
     args = gran.parse_args(["--dataset", dataset, "--data-dir", data_dir])
+    args.channels, args.size = data.load(dataset, data_dir)[0].shape[1:3]
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         metrics.save_run(Path(folder) / "gran5", "gran", args, 0, gran.build(args), {})

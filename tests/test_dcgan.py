@@ -492,7 +492,7 @@ def test_filters_features_and_nearest(runs):
 def test_features_of_another_data_set(runs, monkeypatch):
     """Digits, read with the features of squares; sets that do not fit are refused."""
     grey, colour = (torch.zeros(20, channels, 28, 28, dtype=torch.uint8) for channels in (1, 3))
-    sets = {"digits": data.draw_digits(300, 0), "one": (grey, [0] * 20),
+    sets = {"digits": data.draw("digits", 300, 0, 28), "one": (grey, [0] * 20),
             "colour": (colour, [0, 1] * 10)}
 
     def load(name, data_dir="data", split="train", size=None):

@@ -4,8 +4,9 @@ import argparse
 import contextlib
 import copy
 import csv
+import itertools
 import math
-from unittest import mock
+import signal
 
 import pytest
 import torch
@@ -311,10 +312,16 @@ def test_exact_resume(folder, tmp_path, monkeypatch, stop):
     """A stop in the VAE's updates, after the last of them, and after the first of D and G."""
     flags = ["--conditional", "--vae-iters", "3", "--iters", "2", "--epochs", "1", "--decay", "1"]
     whole = run(folder, tmp_path / "whole", *flags)
+    captured, count = data.captured, itertools.count(2)
+
+    def ctrl_c(*args):
+        for sums in captured(*args):
+            if next(count) == stop:  # in the update before
+                signal.raise_signal(signal.SIGINT)
+            yield sums
+
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        signals = mock.MagicMock()  # one comes during update `stop`
-        signals.__bool__.side_effect = [False] * (stop - 1) + [True] * 3
-        patch.setattr(data, "stop_signals", lambda: signals)
+        patch.setattr(data, "captured", ctrl_c)
         run(folder, tmp_path / "parts", *flags)
     assert stopped.value.code == 130
     saved = metrics.load_checkpoint(tmp_path / "parts")

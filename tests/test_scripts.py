@@ -41,7 +41,7 @@ SMALL = {  # flags of a quick run
     "vae": ["--size", "8", "--hidden", "16", "--z-dim", "3"],
 }
 LIMITS = {"gran.py": 340, "dcrw.py": 340, "vae.py": 370, "draw_gan.py": 450, "de_gan.py": 450,
-          "dcgan.py": 620, "data.py": 795, "metrics.py": 1440}
+          "dcgan.py": 620, "data.py": 699, "metrics.py": 1440}
 
 every_script = pytest.mark.parametrize("script", SCRIPTS)
 
@@ -325,7 +325,7 @@ def test_resume_is_exact(script, more, pictures, tmp_path, monkeypatch):
 
     def ctrl_c(*args, **options):
         for step, batch in enumerate(serve(*args, **options), 1):
-            if step == (16 if "wgan" in more else 4):  # WGAN takes five batches an update
+            if step == (11 if "wgan" in more else 3):  # WGAN takes five batches an update
                 signal.raise_signal(signal.SIGINT)
             yield batch
 
