@@ -1,7 +1,7 @@
 """Images in: embedded sets, torchvision's sets and folders of images, as bytes; batches of them.
 
 `digits` and `faces` are drawn at the end of this file, torchvision's sets are downloaded, a path is
-any folder of images (see `list_images`), and the others are folders in data_dir (see DATASETS).
+any folder of images (see `list_images`), and the others are folders in data_dir (see FOLDERS).
 """
 
 import collections
@@ -26,11 +26,15 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.transforms.functional import center_crop
 
-DATASETS = {  # name: side in pixels unless load's size says otherwise, then its folders in data_dir
-    "digits": [28], "faces": [32], "mnist": [28], "fashion-mnist": [28], "svhn": [32],
-    "cifar10": [32, "cifar10-jpeg", "cifar10"], "imagenet": [64, "imagenet"],
-    "celeba": [64, "celeba/img_align_celeba", "celeba/Img/img_align_celeba"],
-    "lsun-church": [64, "lsun-church"], "lsun-rooms": [64, "lsun-rooms"], "telugu": [32, "telugu"],
+DATASETS = {  # name: (channels, side in pixels) unless load's size says otherwise
+    "digits": (1, 28), "faces": (3, 32), "mnist": (1, 28), "fashion-mnist": (1, 28),
+    "cifar10": (3, 32), "svhn": (3, 32), "celeba": (3, 64), "lsun-church": (3, 64),
+    "lsun-rooms": (3, 64), "imagenet": (3, 64), "telugu": (1, 32),
+}  # fmt: skip
+FOLDERS = {  # name: the folders in data_dir that may hold it
+    "cifar10": ["cifar10-jpeg", "cifar10"], "lsun-church": ["lsun-church"],
+    "celeba": ["celeba/img_align_celeba", "celeba/Img/img_align_celeba"],
+    "lsun-rooms": ["lsun-rooms"], "imagenet": ["imagenet"], "telugu": ["telugu"],
 }  # fmt: skip
 TORCHVISION = {  # name: its class, and its files in data_dir
     "mnist": (datasets.MNIST, "MNIST/raw/*-ubyte"),
@@ -68,7 +72,8 @@ def load(dataset, data_dir="data", split="train", size=None, classes=None):
     dataset, data_dir = str(dataset), Path(path(data_dir))
     if split not in ("train", "test", "all"):
         raise InputError(f"there is no split {split!r}: choose train, test or all")
-    side, *places = DATASETS.get(dataset, [None, Path(path(dataset)).resolve()])
+    _, side = DATASETS.get(dataset, (None, None))
+    places = FOLDERS.get(dataset, [] if side else [Path(path(dataset)).resolve()])
     root = next((data_dir / place for place in places if (data_dir / place).is_dir()), None)
     if root:
         found = _folder(root, data_dir, size or side)
@@ -105,6 +110,9 @@ def load(dataset, data_dir="data", split="train", size=None, classes=None):
 def training_set(args, batch_size):
     """-> training images and labels; fills in args; says what was taken and, on resume, changed."""
     images, labels = loaded = load(args.dataset, args.data_dir, size=args.size)
+    if not isinstance(loaded, Loaded):  # of a tool that replaces `load`
+        names = [str(k) for k in labels.unique().tolist()]
+        loaded = Loaded(images, labels, classes=names, digest="", note=f"{len(images)} images")
     about = {"channels": images.shape[1], "size": images.shape[2], "class_names": loaded.classes}
     say(loaded.note)
     if len(images) < 200:
@@ -186,7 +194,9 @@ def optimiser(net, lr, kind=torch.optim.Adam, **options):
     device = next(net.parameters()).device
     fused = {"fused": True, "capturable": True}
     options |= fused if kind is torch.optim.Adam else {"capturable": device.type == "cuda"}
-    return kind(net.parameters(), torch.tensor(lr, device=device), **options)
+    made = kind(net.parameters(), lr, **options)
+    made.param_groups[0]["lr"] = torch.tensor(lr, device=device)
+    return made
 
 
 def open_device(name):
@@ -200,6 +210,8 @@ def open_device(name):
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 products: 10 bits of mantissa
         torch.backends.cudnn.allow_tf32 = True
+    elif Path("/dev/nvidiactl").exists() and not torch.cuda.is_available():
+        say("note: this PyTorch cannot use the NVIDIA card (an old driver, or no CUDA build)")
     return device
 
 
@@ -504,6 +516,7 @@ def _decode(files, size):
 
     with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
         warnings.simplefilter("ignore")  # Pillow's remarks on metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # above 89 megapixels
         for i, found in enumerate(pool.map(decode, range(len(files)))):
             (broken if isinstance(found, str) else good)[i] = found
             if i % 10_000 == 9_999:
@@ -522,6 +535,8 @@ def open_image(file, size):
         bits, turn = max(tags.get(258, (16,))), tags.get(0x0112)
         if image.mode == "F" or bits > 16 or tags.get(339, (1,))[0] in (2, 3):
             raise ValueError("signed, 32-bit or floating-point pixels")
+        if tags.get(262) == 6 and tags.get(259) == 1 and tags.get(530, (2, 2)) != (1, 1):
+            raise ValueError("subsampled YCbCr without compression")  # which Pillow misreads
         image.draft(None, (2 * size, 2 * size))  # a JPEG decodes at 1/2 to 1/8
         exif, image._exif = Image.Exif(), Image.Exif()
         image._exif._loaded = True  # else Pillow reads all tags of a TIFF, which may be broken

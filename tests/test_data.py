@@ -402,7 +402,8 @@ BROKEN = {  # content that is left out, and the reason
     "float.tif": (tiff(LEVELS.astype("<f4"), 32, sign=3), "signed, 32-bit or floating-point"),
     "d.png": (WHOLE[: len(WHOLE) // 2], "."), "e.png": (b"", "cannot identify image file"),
     "f.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "cannot identify"),
-    "large.png": (saved(noise(50, 50), "PNG"), ".* exceeds limit"),  # of Pillow
+    "large.png": (saved(noise(40, 40), "PNG"), ".* exceeds limit of 900"),
+    "larger.png": (saved(noise(50, 50), "PNG"), ".* exceeds limit"),
     "odd.png": (b"odd", "MemoryError"), "i\x1b[2J\nb\udc80.png": (b"", "."),
 }  # fmt: skip
 
@@ -506,6 +507,15 @@ def test_training_set_fills_in_args_and_says_what_was_taken(tmp_path, capsys, lo
     assert (args.channels, args.size, args.class_names) == (1, 8, ["a", "b"])
     assert args.train_images == 36 and args.batch_size == 9  # a quarter of 36
     assert taken(tmp_path, capsys, tmp_path / "set", batch_size=5)[0].batch_size == 5
+
+
+def test_training_set_takes_what_a_replaced_load_gives(monkeypatch, tmp_path, capsys):
+    """A plain tuple, without names, digest and note."""
+    made = torch.zeros(500, 3, 16, 16, dtype=torch.uint8), torch.arange(500) % 3
+    monkeypatch.setattr(data, "load", lambda *args, **options: made)
+    args, lines = taken(tmp_path, capsys, "any")
+    assert lines == ["500 images"] and args.batch_size == 100
+    assert args.class_names == ["0", "1", "2"] and args.digest == ""
 
 
 def test_a_resumed_run_notices_other_images(tmp_path, capsys):
