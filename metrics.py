@@ -14,6 +14,7 @@ import contextlib
 import csv
 import hashlib
 import importlib
+import io
 import itertools
 import json
 import math
@@ -23,6 +24,7 @@ import shlex
 import sys
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,42 +47,63 @@ ONCE = ("out", "resume", "sample", "draw_classes", "explore", "on")  # flags of 
 LOCKS = {}  # folder: the open file whose lock keeps other processes out
 
 
+@contextlib.contextmanager
+def explained(text):
+    """Whatever is raised inside becomes an InputError: the text, and the reason in brackets."""
+    try:
+        yield
+    except Exception as error:  # a damaged file may raise anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{text} ({reason})") from error
+
+
 def save_run(folder, script, args, step, nets, optimisers, **extra):
     """Write folder/checkpoint.pt, all that sampling and resuming need, and draw losses.png.
 
-    args: Namespace or dict; nets, optimisers: dicts of objects with a state_dict; extra: further
-    entries. A run killed at any moment keeps its last whole checkpoint. Raises OSError, and
-    FloatingPointError for weights that are not finite.
+    nets, optimisers: dicts of objects with a state_dict; extra: further entries. A run killed at
+    any moment keeps its last whole checkpoint. Raises OSError, and FloatingPointError for weights
+    that are not finite.
     """
-    folder, kept = Path(folder), json.loads(json.dumps(_kept(args), default=str))
-    check_finite(folder, step, nets)
+    folder, kept = Path(folder), kept_args(args)
+    states = {name: net.state_dict() for name, net in nets.items()}
+    if not all(value.isfinite().all() for state in states.values() for value in state.values()):
+        raise FloatingPointError(NOT_FINITE.format("weight", step, folder))
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     checkpoint = {"script": script, "args": kept, "step": step, "classes": kept.get("class_names"),
-                  "digest": kept.get("digest"), "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
-                  "nets": {name: net.state_dict() for name, net in nets.items()},
-                  "optimisers": {name: opt.state_dict() for name, opt in optimisers.items()}}
+                  "digest": kept.get("digest"), "nets": states,
+                  "optimisers": {name: opt.state_dict() for name, opt in optimisers.items()},
+                  "rng": {"cpu": torch.get_rng_state(), "cuda": cuda}}
+    content = io.BytesIO()
+    torch.save(checkpoint | extra, content)
     try:
         with data.whole_file(folder / "checkpoint.pt") as file:
-            torch.save(checkpoint | extra, file)
-    except (OSError, RuntimeError) as error:  # torch hides a full disk behind a RuntimeError
-        cause = error if isinstance(error, OSError) else error.__context__ or error
-        raise OSError(f"{folder} keeps its last checkpoint, a new one fails: {cause}") from error
-    log = folder / "log.csv"
-    rows = list(csv.DictReader(log.open(newline=""))) if log.exists() else []
-    losses = [name for name in (rows or [{}])[0] if name.startswith(("loss", "bound", "vae"))]
-    draw_curves({name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]
-                 for name in losses}, folder / "losses.png", "losses over the updates")
+            file.write(content.getbuffer())
+    except OSError as error:
+        raise OSError(f"{folder} keeps its last checkpoint, a new one fails: {error}") from error
+    if (folder / "log.csv").exists():
+        draw_losses(folder)
 
 
-def _kept(args):
-    args = args if isinstance(args, dict) else vars(args)
-    return {name: value for name, value in args.items() if name not in ONCE}
+def kept_args(args):
+    return {name: value for name, value in vars(args).items() if name not in ONCE}
 
 
-def check_finite(folder, step, nets):
-    """FloatingPointError if a weight of nets, a dict of modules, is not finite."""
-    if not all(v.isfinite().all() for net in nets.values() for v in net.state_dict().values()):
-        raise FloatingPointError(NOT_FINITE.format("weight", step, folder))
+def draw_losses(folder):
+    """losses.png: a line for each loss in log.csv, over the updates."""
+    rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+    lines = {name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+             for name in rows[0] if name.startswith(("loss", "bound"))}
+    xs, ys = zip((0, 0), *(point for line in lines.values() for point in line))
+    scale = 540 / max(*xs, 1), 310 / ((max(ys) - min(ys)) or 1)
+    picture = Image.new("RGB", (640, 400), "white")
+    pen, colours = ImageDraw.Draw(picture), ("navy", "firebrick", "green", "orange", "purple")
+    for i, ((name, line), colour) in enumerate(zip(lines.items(), colours)):
+        pen.text((60 + 110 * i, 20), name, fill=colour)
+        pen.line([(60 + x * scale[0], 360 - (y - min(ys)) * scale[1]) for x, y in line], colour)
+    for value in (min(ys), max(ys)):
+        pen.text((50, 360 - (value - min(ys)) * scale[1]), f"{value:.3g}", "black", anchor="rm")
+    pen.text((600, 370), f"update {max(xs)}", "black", anchor="rm")
+    picture.save(folder / "losses.png")
 
 
 def load_checkpoint(path, script=None):
@@ -88,13 +111,11 @@ def load_checkpoint(path, script=None):
 
     InputError if the file is missing, damaged, not ours, or of another script.
     """
-    path = Path(path).expanduser()
-    file = path / "checkpoint.pt" if path.is_dir() else path
+    file = Path(path, "checkpoint.pt") if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        why = "is not a run (no checkpoint.pt)" if path.exists() else "does not exist"
+        why = "is not a run (no checkpoint.pt)" if Path(path).exists() else "does not exist"
         raise InputError(f"{path} {why}: give a training script's folder")
-    open(file, "rb").close()  # a file without read permission is not a damaged one
-    try:
+    with explained(f"{file} is damaged or not a checkpoint of ours: take a copy, or train again"):
         with zipfile.ZipFile(file) as archive:  # compares checksums, as torch.load does not
             if archive.testzip():
                 raise ValueError("its checksum is wrong")
@@ -102,36 +123,19 @@ def load_checkpoint(path, script=None):
         for key, kind in (("script", str), ("args", dict), ("step", int), ("nets", dict)):
             if not isinstance(found[key], kind):
                 raise TypeError(f"{key!r} is not a {kind.__name__}")
-    except Exception as error:  # a damaged file may raise anything
-        raise InputError(f"{file} is damaged or not a checkpoint of ours ({_reason(error)}): "
-                         "take a whole copy, or train again") from error
     if script not in (None, found["script"]):
         raise InputError(f"{path} is a run of {found['script']}.py: resume it with that script")
     return found
 
 
-def _reason(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextlib.contextmanager
-def _fitting(path, script):
-    """Whatever wrong values in a checkpoint raise becomes an InputError."""
-    try:
-        yield
-    except Exception as error:
-        raise InputError(f"{path} does not fit {script}.py ({_reason(error)}): use the version "
-                         "that wrote it") from error
-
-
 def build_nets(path, checkpoint):
     """-> the script's module, args, and nets with the checkpoint's weights; InputError if unfit."""
-    script, args = checkpoint["script"], argparse.Namespace(**checkpoint["args"])
-    known = re.fullmatch("[a-z][a-z0-9_]*", script) and script not in ("data", "metrics")
-    if not known or not Path(__file__).with_name(f"{script}.py").is_file():
+    script = checkpoint["script"]
+    known = re.fullmatch("[a-z_]+", script) and Path(__file__).with_name(f"{script}.py").is_file()
+    if not known:
         raise InputError(f"{path} is a run of {script!r}, and no such script is next to metrics.py")
-    module = importlib.import_module(script)
-    with _fitting(path, script):
+    with explained(f"{path} does not fit {script}.py: use the version that wrote it"):
+        module, args = importlib.import_module(script), argparse.Namespace(**checkpoint["args"])
         for name in ("batch_size", "size", "channels"):
             value = getattr(args, name)
             if type(value) is not int or not 0 < value <= 2**16:
@@ -143,20 +147,33 @@ def build_nets(path, checkpoint):
     return module, args, nets
 
 
-class Run:
-    """A trained model as the measures see it: the run in a folder or checkpoint file, on `device`.
+def load_run(path, device="cpu", steps=None):
+    """-> the `Run` in a folder or checkpoint file, ready to sample and judge; InputError if none.
 
-    steps: draw a recurrent model in that many steps (GRAN, Table 4). InputError if it is no run.
+    RUN@7, or steps=7: a recurrent model is drawn in 7 steps (GRAN, Table 4).
+    """
+    run, _, number = str(path).rpartition("@")
+    if number.isdecimal() and not Path(path).exists():
+        path, steps = run, int(number)
+    return Run(path, torch.device(device), steps)
+
+
+class Run:
+    """A trained model as the measures see it.
+
     Attributes: nets, args, step, script, name; conditional: it draws by label; classes: label k is
-    classes[k]; logits(x, labels=None): D's, (n,), positive is real; None without a discriminator.
+    classes[k]; shape of an image; logits(x, labels=None): D's, (n,), positive is real; None without
+    a discriminator.
     """
 
-    def __init__(self, path, device="cpu", steps=None):
-        checkpoint, folder = load_checkpoint(path), Path(path).expanduser().resolve()
+    def __init__(self, path, device, steps):
+        checkpoint, folder = load_checkpoint(path), Path(path).resolve()
         self.module, self.args, self.nets = build_nets(path, checkpoint)
-        self.script, self.step, self.steps = checkpoint["script"], checkpoint["step"], steps
+        self.script, self.step = checkpoint["script"], checkpoint["step"]
+        self.device, self.steps = device, steps
         self.name = (folder if folder.is_dir() else folder.parent).name + f"@{steps}" * bool(steps)
-        self.device, self.conditional = device, bool(getattr(self.args, "conditional", False))
+        self.shape = (self.args.channels, self.args.size, self.args.size)
+        self.conditional = bool(getattr(self.args, "conditional", False))
         self.classes = getattr(self.args, "class_names", None) or []
         self.snapshots = checkpoint.get("D_snapshots") or []
         self.logits = self._logits if "D" in self.nets else None
@@ -180,29 +197,25 @@ class Run:
 
     @torch.no_grad()
     def _logits(self, x, labels=None):
-        """In whole batches of the training size; give real and generated images apart, as D met
-        them: batch norm in D needs both."""
+        """Real and generated images are given apart, in whole batches of the training's size, as D
+        met them: its batch norm needs both."""
         if self.conditional and labels is None:
             raise ValueError(f"labels: the discriminator of {self.name} needs them")
-        size, out = self.args.batch_size, []
+        size, out, given = self.args.batch_size, [], [x, labels] if self.conditional else [x]
         for start in range(0, len(x), size):
             index = torch.arange(start, start + size) % len(x)
-            parts = [x, labels] if self.conditional else [x]
-            parts = [part[index.to(part.device)].to(self.device) for part in parts]
-            out.append(self.nets["D"](*parts).float().cpu())
+            batch = [part[index.to(part.device)].to(self.device) for part in given]
+            out.append(self.nets["D"](*batch).float().cpu())
         return torch.cat(out)[: len(x)]
 
-    def judges(self):
-        """`logits` of each snapshot of D's last updates that the run kept, or of D alone."""
-        last = {name: value.clone() for name, value in self.nets["D"].state_dict().items()}
-        for state in [*self.snapshots, last] if self.snapshots else [last]:
-            self.nets["D"].load_state_dict(state)
-            yield self._logits
-
-
-def load_run(path, device="cpu", steps=None):
-    """-> the `Run` in a folder or checkpoint file, ready to sample and judge."""
-    return Run(path, torch.device(device), steps)
+    def judge(self, x, labels=None):
+        """`logits` of D at each of the last updates that the run kept, and as it is, (k, n)."""
+        D, found = self.nets["D"], []
+        last = {name: value.clone() for name, value in D.state_dict().items()}
+        for state in [*self.snapshots, last]:
+            D.load_state_dict(state)
+            found.append(self.logits(x, labels))
+        return torch.stack(found)
 
 
 def restore_run(path, nets, optimisers, kept=None):
@@ -211,17 +224,14 @@ def restore_run(path, nets, optimisers, kept=None):
     Learning rates stay those the optimisers were made with. kept: a dict of extra entries, set too.
     """
     checkpoint = load_checkpoint(path)
-    with _fitting(path, checkpoint["script"]):
+    with explained(f"{path} does not fit {checkpoint['script']}.py: use the version that wrote it"):
         for name, net in nets.items():
             net.load_state_dict(checkpoint["nets"][name])
         for name, optimiser in optimisers.items():
             saved = checkpoint["optimisers"][name]
-            rates = [group["lr"] for group in optimiser.param_groups]
             for group, own in zip(saved["param_groups"], optimiser.param_groups):
-                group.update({key: own[key] for key in own.keys() & {"capturable", "fused"}})
+                group.update({key: own[key] for key in own.keys() & {"lr", "capturable", "fused"}})
             optimiser.load_state_dict(saved)
-            for group, rate in zip(optimiser.param_groups, rates):
-                group["lr"] = rate  # the tensor that the script lets fall
         torch.set_rng_state(checkpoint["rng"]["cpu"])
         torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"][: torch.cuda.device_count()])
     for name in kept or ():
@@ -237,25 +247,23 @@ def resumed_args(parser, argv, script, free=()):
     argv = sys.argv[1:] if argv is None else list(argv)
     resume = parser.parse_args(argv).resume
     checkpoint = load_checkpoint(resume, script)
-    saved, typed = _kept(checkpoint["args"]), [f"--resume={resume}"]
-    for action in parser._actions:  # saved values go through the parser, which checks them
-        value, names = saved.get(action.dest), action.option_strings
-        if isinstance(value, bool):  # --amp and --no-amp, or one flag alone
-            typed += [names[not value]] if len(names) > 1 else names[: value == action.const]
-        elif value is not None:
-            typed.append(f"{names[0]}={value}")
-    args = parser.parse_args(typed + argv)
     build_nets(resume, checkpoint)  # fails early: args and weights must fit
-    for name, value in vars(args).items():
-        if name in saved and value != saved[name]:
-            flag = f"--{name.replace('_', '-')}"
-            if name not in FREE | set(free) and not (name == "seed" and args.sample):
-                parser.error(f"{flag} is {saved[name]} in {resume} and cannot change")
-            old = "the default" if saved[name] is None else saved[name]
-            data.say(f"{flag} {value} in place of {old}")
+    saved, typed = checkpoint["args"], []
+    for action in parser._actions:  # saved values go through the parser, which checks them
+        value = saved.get(action.dest)
+        if value is not None and not (action.nargs == 0 and isinstance(value, bool)):
+            typed.append(f"{action.option_strings[0]}={value}")
+    parser.set_defaults(**saved)
+    args = parser.parse_args(typed + argv)
+    for name, old in saved.items():
+        flag, new = f"--{name.replace('_', '-')}", getattr(args, name)
+        if new != old and name not in FREE | set(free) and not (name == "seed" and args.sample):
+            parser.error(f"{flag} is {old} in {resume} and cannot change")
+        if new != old:
+            data.say(f"{flag} {new} in place of {'the default' if old is None else old}")
     if args.out and not args.sample:
         parser.error("--out does not go with --resume: the run continues in its own folder")
-    return argparse.Namespace(**saved | vars(args))
+    return args
 
 
 def write_samples(args, steps=None):
@@ -264,18 +272,17 @@ def write_samples(args, steps=None):
     A conditional run draws its classes, or args.draw_classes, equally often, a folder for each.
     """
     run = load_run(args.resume, data.open_device(args.device), steps)
-    wanted = getattr(args, "draw_classes", None)
-    default = Path(args.resume) / (f"drawn-{steps}-steps" if steps else "drawn")
-    folder, names, labels = Path(args.out or default), [""], None
+    folder = Path(args.out or Path(args.resume, f"drawn-{steps}-steps" if steps else "drawn"))
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: name another folder with --out")
-    if wanted and not (run.conditional and {*wanted} <= {*run.classes}):
-        classes = ", ".join(run.classes) if run.conditional else "none (no --conditional)"
-        raise InputError(f"--classes {' '.join(wanted)}: the run's classes are {classes}")
-    if run.conditional:
-        names = wanted or run.classes
-        labels = torch.tensor([run.classes.index(name) for name in names])
+    classes, labels = run.classes if run.conditional else [], None
+    names = getattr(args, "draw_classes", None) or classes or [""]
+    if classes and {*names} <= {*classes}:
+        labels = torch.tensor([classes.index(name) for name in names])
         labels = labels[torch.arange(args.sample) % len(names)]
+    elif names != [""]:
+        known = ", ".join(classes) or "none (no --conditional)"
+        raise InputError(f"--classes {' '.join(names)}: the run's classes are {known}")
     for i, image in enumerate(run.sample(args.sample, labels, args.seed)):
         place = folder / names[i % len(names)]
         place.mkdir(parents=True, exist_ok=True)
@@ -289,22 +296,18 @@ def open_run(args, name):
     The folder is args.resume, args.out or runs/NAME-DATASET; InputError where it is taken.
     """
     device = data.open_device(args.device)
-    default = f"runs/{name}-{Path(os.path.abspath(args.dataset)).name}"
+    default = f"runs/{name}-{Path(args.dataset).resolve().name}"
     folder = Path(args.resume or args.out or default)
-    try:
+    with explained(f"{folder} cannot be made: give another --out"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made: give another --out") from error
     atexit.register(lambda: folder.exists() and not any(folder.iterdir()) and folder.rmdir())
     with contextlib.suppress(ImportError):  # Windows has no fcntl: no lock
         import fcntl
         if folder in LOCKS:  # a training that has ended in this process
             os.close(LOCKS.pop(folder))
         LOCKS[folder] = os.open(folder, os.O_RDONLY)
-        try:
+        with explained(f"another process trains in {folder}: give another --out"):
             fcntl.flock(LOCKS[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process trains in {folder}: give another --out") from error
     if not args.resume and (folder / "checkpoint.pt").exists():
         raise InputError(f"{folder} holds a run: continue it with --resume "
                          f"{shlex.quote(str(folder))}, or give --out")
@@ -323,11 +326,11 @@ def open_log(folder, args, nets, start, total, columns):
     if start >= total:
         raise InputError(f"{folder} has its {start} updates: raise --iters or --epochs to continue")
     (folder / "samples").mkdir(exist_ok=True)
-    text = json.dumps(_kept(args), indent=1, sort_keys=True, default=str)
+    text = json.dumps(kept_args(args), indent=1, sort_keys=True)
     (folder / "args.json").write_text(text + "\n")
     file, names = folder / "log.csv", ["step", *columns, "images_per_s"]
-    rows = file.read_text().splitlines() if start and file.exists() else []
-    rows = [row for row in rows if (at := re.match(r"\d+,", row)) and int(at[0][:-1]) <= start]
+    rows = file.read_text().splitlines()[1:] if start and file.exists() else []
+    rows = [row for row in rows if (at := re.match(r"\d+(?=,)", row)) and int(at[0]) <= start]
     with data.whole_file(file) as whole:  # a kill leaves the old one
         whole.write("".join(f"{row}\n" for row in [",".join(names), *rows]).encode())
     sizes = [f"{k} {sum(p.numel() for p in net.parameters()):,}" for k, net in nets.items()]
@@ -348,8 +351,6 @@ def open_log(folder, args, nets, start, total, columns):
         left, speed = int((total - step) / rate), rate * args.batch_size
         wait = f"{left // 60}:{left % 60:02}" if left < 3600 else f"{left / 3600:.1f} hours"
         data.say(f"step {step:6}/{total} | {text.format(*means)} | {speed:.0f} img/s | {wait} left")
-        if left > 4 * 3600 and since == start:
-            data.say(f"note: {wait} are long: a smaller --size, fewer --iters or a GPU are faster")
         row = {"step": str(step), "images_per_s": f"{speed:.0f}"}
         row |= {name: f"{mean:.4f}" for name, mean in zip(some, means)}
         with file.open("a") as opened:
@@ -366,24 +367,17 @@ def _ratio(a, b):
     return 1.0 if a == b else a / b if b else math.inf  # 0 / 0: neither does worse
 
 
-def _interval(a, b, n):
-    """95 % interval of a / b, error rates over n images each (Katz; a count of 0 enters as 1/2)."""
-    one, two = max(a * n, 0.5), max(b * n, 0.5)
-    factor = math.exp(1.959964 * math.sqrt(max(1 / one + 1 / two - 2 / n, 0)))
-    return (one / two / factor if a else 0.0), (one / two * factor if b else math.inf)
-
-
-def gam_from_errors(e1_test, e2_test, e1_fake, e2_fake, n=None, tolerance=0.3, n_test=None,
-                    e1_train=None, e2_train=None):
+def gam_from_errors(e1_test, e2_test, e1_fake, e2_fake, n=None, tolerance=0.3, e1_train=None,
+                    e2_train=None):
     """GAM, eqs. 10 and 11 of Im et al. 2016 (arXiv:1602.05110), from error rates in [0, 1].
 
     e1_test: share of the test images that D1 calls generated; e1_fake: share of G2's samples that
     D1 calls real; e2_*: D2's, on G1's samples. r_test = e1_test / e2_test, r_sample = e1_fake /
     e2_fake, 0 / 0 being 1. winner: "M1" if r_sample < 1, "M2" if > 1, else "tie"; "tie" also where
     r_test is not within a factor of 1 + tolerance of 1 (the paper's are 0.79 to 1.29).
-    n (samples each), n_test (test images): 95 % intervals, for the choice of images, not for
-    another training. e1_train, e2_train: errors on training images; winner_overfit then takes
-    r_overfit = (e1_test / e1_train) / (e2_test / e2_train) for r_test: does one D overfit more?
+    n, samples of each: the 95 % interval of r_sample, for the choice of images, not for another
+    training (Katz; a count of 0 enters as 1/2). e1_train, e2_train: errors on training images;
+    winner_overfit takes r_overfit = (e1_test / e1_train) / (e2_test / e2_train) for r_test.
     """
     rates = {"e1_test": e1_test, "e2_test": e2_test, "e1_fake": e1_fake, "e2_fake": e2_fake}
     for name, value in (rates | {"tolerance": min(tolerance, 1)}).items():
@@ -395,98 +389,82 @@ def gam_from_errors(e1_test, e2_test, e1_fake, e2_fake, n=None, tolerance=0.3, n
         fair = min(fairness, _ratio(1, fairness)) * (1 + tolerance) >= 1 - 1e-12
         return "tie" if not fair or r_sample == 1 else "M1" if r_sample < 1 else "M2"
 
-    result = {"r_test": _ratio(e1_test, e2_test), "r_sample": r_sample,
-              "r_test_95": n and _interval(e1_test, e2_test, n_test or n),
-              "r_sample_95": n and _interval(e1_fake, e2_fake, n)}
+    result = {"r_test": _ratio(e1_test, e2_test), "r_sample": r_sample}
     result["winner"] = verdict(result["r_test"])
+    if n:
+        one, two = max(e1_fake * n, 0.5), max(e2_fake * n, 0.5)
+        factor = math.exp(1.959964 * math.sqrt(max(1 / one + 1 / two - 2 / n, 0)))
+        result["r_sample_95"] = (one / two / factor if e1_fake else 0.0,
+                                 one / two * factor if e2_fake else math.inf)
     if e1_train is not None:
         result["r_overfit"] = _ratio(_ratio(e1_test, e1_train), _ratio(e2_test, e2_train))
         result["winner_overfit"] = verdict(result["r_overfit"])
     return result
 
 
-def error_rates(runs, test_images, n=10000, test_labels=None, seed=0, train_images=None,
-                train_labels=None):
-    """How each D does at logit 0, the mean over `run.judges()` -> {test, train, fake, auc}.
+def error_rates(runs, test_images, n=10000, seed=0, train_images=None):
+    """How each D does at logit 0, the mean over `run.judge` -> {test, train, fake, auc}.
 
-    test[i], train[i]: share of the images that D_i calls generated. fake[i][j]: share of G_j's
-    samples that D_i calls real. auc[i]: chance that D_i ranks a test image above a sample of its
-    own G. None without a D. At most n shuffled images; conditional runs draw with the mix of
-    test_labels, -1 being unknown. InputError where shapes or labels do not fit.
+    test[i], train[i]: share of the images that D_i calls generated; fake[i][j]: share of G_j's
+    samples that D_i calls real; auc[i]: chance that D_i ranks a test image above a sample of its
+    own G. None without a D. At most n shuffled images. InputError where no battle is possible.
     """
-    generator, labelled = torch.Generator().manual_seed(seed), [r for r in runs if r.conditional]
-    free = [run.name for run in runs if not run.conditional]
-    if labelled and (test_labels is None or free and any(run.logits for run in labelled)):
-        raise InputError(f"{labelled[0].name} needs labels of the test images, and its D those of "
-                         f"every sample: {', '.join(free) or 'the test images'} has none")
+    generator = torch.Generator().manual_seed(seed)
+    if not any(run.logits for run in runs):
+        raise InputError("none of the runs has a discriminator of images: no battle")
+    if any(run.conditional for run in runs):
+        raise InputError("conditional runs have no battle: each D wants labels of its own")
 
-    def choose(images, labels, name):
-        images = check_array(images, name, images=True)
-        labels = torch.as_tensor(labels) if labelled else torch.zeros(len(images))
-        known = (labels >= 0).nonzero()[:, 0]
-        order = known[torch.randperm(len(known), generator=generator)[:n]]
-        if not len(order):
-            raise InputError(f"{name}: no image has a label that {labelled[0].name} knows")
-        return _unit(images[order]), labels[order]
+    def judge(images, name):  # -> logits (k, n) of each D
+        images = _unit(check_array(images, name, images=True))
+        if images.shape[1:] != test_images.shape[1:]:
+            raise InputError(f"{name} has images of another shape than the test images: "
+                             f"{tuple(images.shape[1:])}, not {tuple(test_images.shape[1:])}")
+        chosen = images[torch.randperm(len(images), generator=generator)[:n]]
+        return [run.logits and run.judge(chosen) for run in runs]
 
-    def logits(images, labels):  # of each D: (snapshots, n), or None
-        found = []
-        for run in runs:
-            judges = run.judges() if run.logits and hasattr(run, "judges") else [run.logits]
-            own = labels if run.conditional else None
-            found.append(run.logits and torch.stack([judge(images, own) for judge in judges]))
-        return found
+    def wrong(logits, real):
+        return None if logits is None else ((logits > 0) != real).double().mean().item()
 
-    def errors(logits, real):
-        return [x if x is None else ((x > 0) != real).double().mean().item() for x in logits]
+    def auc(real, fake):  # Mann and Whitney's statistic; a tie is half
+        if real is None:
+            return None
+        fake = fake.sort().values
+        ranks = torch.searchsorted(fake, real) + torch.searchsorted(fake, real, right=True)
+        return ranks.double().mean().item() / 2 / fake.shape[1]
 
-    real, labels = choose(test_images, test_labels, "test_images")
-    drawn = labels[torch.randint(len(labels), (n,), generator=generator)]
-    on_test, fake, auc = logits(real, labels), [], []
-    for run, above in zip(runs, on_test):
-        images = run.sample(n, labels=drawn if run.conditional else None, seed=seed)
-        if images.shape[1:] != real.shape[1:]:
-            raise InputError(f"{run.name} draws images of another shape than the test images: "
-                             f"{tuple(images.shape[1:])}, not {tuple(real.shape[1:])}")
-        on_fake = logits(images, drawn)
-        fake.append(errors(on_fake, False))
-        if run.logits:  # Mann and Whitney's statistic; a tie is half
-            own = on_fake[len(auc)].sort().values
-            above = torch.searchsorted(own, above) + torch.searchsorted(own, above, right=True)
-        auc.append(run.logits and above.double().mean().item() / 2 / n)
-    train = [None] * len(runs)
-    if train_images is not None:
-        train = errors(logits(*choose(train_images, train_labels, "train_images")), True)
-    return {"test": errors(on_test, True), "train": train, "auc": auc,
-            "fake": [list(row) for row in zip(*fake)]}
+    test = judge(test_images, "test_images")
+    train = [None] * len(runs) if train_images is None else judge(train_images, "train_images")
+    fake = [judge(run.sample(n, seed=seed), run.name) for run in runs]
+    return {"test": [wrong(x, True) for x in test], "train": [wrong(x, True) for x in train],
+            "fake": [[wrong(x, False) for x in by_one] for by_one in zip(*fake)],
+            "auc": [auc(x, fake[i][i]) for i, x in enumerate(test)]}
 
 
-def gam(run_a, run_b, test_images, n=10000, test_labels=None, seed=0, tolerance=0.3,
-        train_images=None, train_labels=None):
+def gam(run_a, run_b, test_images, n=10000, seed=0, tolerance=0.3, train_images=None):
     """The battle of two runs: their `error_rates`, and `gam_from_errors` of them.
 
     If one has no discriminator: {error}, that of the other's D on its samples (GRAN, Table 3), and
     winner None. InputError if neither has one.
     """
-    if run_a.logits is None and run_b.logits is None:
-        raise InputError(f"neither {run_a.name} nor {run_b.name} has a discriminator: no battle")
-    rates = error_rates([run_a, run_b], test_images, n, test_labels, seed, train_images,
-                        train_labels)
-    return _battle(rates, [0], [1], tolerance, n, min(n, len(test_images)))
+    rates = error_rates([run_a, run_b], test_images, n, seed, train_images)
+    return battle_of(rates, [0], [1], tolerance, n)
 
 
-def _battle(rates, first, second, tolerance, n=None, n_test=None):
-    """gam_from_errors of two groups of runs, by the mean error rates over all pairs."""
-    test, train, fake = (np.array(rates[key], float) for key in ("test", "train", "fake"))
+def battle_of(rates, first, second, tolerance, n=None):
+    """`gam` of two groups of runs, given as places in `error_rates`: by their mean error rates."""
+    def mean(values):
+        return None if None in values else sum(values) / len(values)
+
     errors = {}
-    for a, i, j in (("1", first, second), ("2", second, first)):
-        means = {"test": test[i], "fake": fake[np.ix_(i, j)], "train": train[i]}
-        means = {f"e{a}_{name}": value.mean().item() for name, value in means.items()}
-        errors |= {name: None if math.isnan(mean) else mean for name, mean in means.items()}
-    if None in (errors["e1_test"], errors["e2_test"]):
-        judge = "2" if errors["e1_test"] is None else "1"
-        return errors | {"error": errors[f"e{judge}_fake"], "winner": None}
-    return errors | gam_from_errors(**errors, tolerance=tolerance, n=n, n_test=n_test)
+    for a, own, other in (("1", first, second), ("2", second, first)):
+        errors[f"e{a}_test"] = mean([rates["test"][i] for i in own])
+        errors[f"e{a}_train"] = mean([rates["train"][i] for i in own])
+        errors[f"e{a}_fake"] = mean([rates["fake"][i][j] for i in own for j in other])
+    for one, two in ("12", "21"):
+        if errors[f"e{one}_test"] is None:
+            return errors | {"error": errors[f"e{two}_fake"], "winner": None}
+    return errors | gam_from_errors(**errors, tolerance=tolerance, n=n)
 
 
 # ---- FID, MMD, rdd -------------------------------------------------------------------------------
@@ -503,9 +481,9 @@ def check_array(x, name, least=1, images=False):
             raise ValueError(f"{name}: {text}")
 
     if isinstance(x, np.ndarray):  # of any byte order, with any strides, or read-only
-        refuse(x.dtype.kind not in "fiubc", f"must hold numbers, not {x.dtype}")
-        wide = x.dtype.kind == "f" and x.dtype.itemsize > 8
-        x = np.require(x, np.float64 if wide else x.dtype.newbyteorder("="), ["C", "W"])
+        refuse(x.dtype.kind not in "fiubc" or x.dtype == np.longdouble,
+               f"must hold numbers that torch knows, not {x.dtype}")
+        x = np.require(x, x.dtype.newbyteorder("="), ["C", "W"])
     x = torch.as_tensor(x).detach()
     shape, is_float, is_byte = tuple(x.shape), x.is_floating_point(), x.dtype == torch.uint8
     refuse(x.is_complex(), "holds complex numbers: take their .real or .abs()")
@@ -541,16 +519,11 @@ def _unit(images):
     return images / 255 if images.dtype == torch.uint8 else images.float()
 
 
-def _mean(rows):
-    return sum(part.double().sum(0) for part in rows.split(4096)) / len(rows)
-
-
 def stats(x):
     """Mean (d,) and covariance (d, d), over n - 1, of the rows of x (n, ...), in float64."""
-    rows = check_array(x, "x", least=2).flatten(1)
-    mu = _mean(rows)
-    centred = (part.double() - mu for part in rows.split(4096))  # large means cost no digits
-    return mu, sum(part.T @ part for part in centred) / (len(rows) - 1)
+    rows = check_array(x, "x", least=2).flatten(1).double()
+    centred = rows - rows.mean(0)  # large means cost no digits
+    return rows.mean(0), centred.T @ centred / (len(rows) - 1)
 
 
 def frechet_distance(mu1, cov1, mu2, cov2):
@@ -582,7 +555,7 @@ def fid(x, y):
     """
     x, y = _pair(x, y, least=2)
     if len(x) + len(y) < x.shape[1]:  # the same distance, in the space that the rows span
-        both = torch.cat([x, y]).double() - _mean(y)
+        both = torch.cat([x, y]).double() - y.double().mean(0)
         x, y = (both @ torch.linalg.qr(both.T).Q).split([len(x), len(y)])
     return frechet_distance(*stats(x), *stats(y))
 
@@ -591,8 +564,8 @@ def spread(function, x, y, draws=5, **options):
     """Standard error of function(x, y): its deviation on random halves (near 0, up to doubled)."""
     generator, values = torch.Generator().manual_seed(0), []
     for _ in range(draws):
-        halves = (torch.randperm(len(z), generator=generator)[: len(z) // 2] for z in (x, y))
-        values.append(function(*(z[h.to(z.device)] for z, h in zip((x, y), halves)), **options))
+        halves = [z[torch.randperm(len(z), generator=generator)[: len(z) // 2]] for z in (x, y)]
+        values.append(function(*halves, **options))
     return np.std(values, ddof=1).item()
 
 
@@ -600,7 +573,7 @@ def median_distance(x, limit=2000):
     """Median distance of two rows among `limit` random rows of x (n, ...): MMD's bandwidth."""
     rows = check_array(x, "x", least=2).flatten(1)
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:limit]
-    distances = torch.pdist(rows[chosen.to(rows.device)].double())
+    distances = torch.pdist(rows[chosen].double())
     if distances.max() == 0:
         raise ValueError("x: all its rows are equal: give a bandwidth")
     return distances.quantile(0.5).item() or distances[distances > 0].quantile(0.5).item()
@@ -611,28 +584,25 @@ def mmd(x, y, kernel="rbf", bandwidth=None, unbiased=False):
 
     mean k(x, x') + mean k(y, y') - 2 mean k(x, y), with the pairs x = x' (biased, DRAW-GAN's form)
     or without (unbiased: eq. 3, may be negative). Kernels, of rows of d numbers:
-        rbf         exp(-|x - y|^2 / (2 bandwidth^2)), or its mean over a list of bandwidths
+        rbf         exp(-|x - y|^2 / (2 bandwidth^2))
         polynomial  (x'y / d + 1)^3; unbiased, on Inception features: KID (Binkowski et al. 2018)
-        linear      x'y: sees nothing but the means
     bandwidth: by default median_distance(y), the same for all models if y holds the real images.
     """
     x, y = _pair(x, y, least=2 if unbiased else 1)
-    if kernel not in ("rbf", "polynomial", "linear"):
-        raise ValueError(f"kernel: rbf, polynomial or linear, not {kernel!r}")
-    if bandwidth is None:
-        bandwidth = median_distance(y) if kernel == "rbf" else 1.0
-    sigmas = bandwidth if isinstance(bandwidth, (list, tuple)) else [bandwidth]
-    if not sigmas or not all(0 < sigma < math.inf for sigma in sigmas):
-        raise ValueError(f"bandwidth: must be above 0, not {bandwidth}")
-    centre = 0 if kernel == "polynomial" else _mean(y)  # moves both: changes only the rounding
-    x, y = x.double() - centre, y.double() - centre
+    x, y, d = x.double(), y.double(), x.shape[1]
+    if kernel == "rbf":
+        sigma = median_distance(y) if bandwidth is None else bandwidth
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"bandwidth: must be above 0, not {bandwidth}")
+        centre = y.mean(0)  # moves both: changes only the rounding
+        x, y = (x - centre) / sigma, (y - centre) / sigma
+    elif kernel != "polynomial":
+        raise ValueError(f"kernel: rbf or polynomial, not {kernel!r}")
 
     def k(a, b):
-        if kernel != "rbf":
-            return a @ b.T if kernel == "linear" else (a @ b.T / x.shape[1] + 1).pow_(3)
-        half = torch.addmm(b.square().sum(1) / 2, a, b.T, beta=-1)
-        half -= a.square().sum(1)[:, None] / 2  # -|a - b|^2 / 2
-        return sum((half / sigma**2).exp_() for sigma in sigmas) / len(sigmas)
+        if kernel == "polynomial":
+            return (a @ b.T / d + 1).pow_(3)
+        return torch.cdist(a, b).square_().mul_(-0.5).exp_()
 
     def mean(x, y):
         total, same = 0.0, x is y
@@ -661,14 +631,10 @@ def rdd(x, ref, labels=None, ref_labels=None):
     def ratio(x, ref, of=""):
         if not len(x):
             raise ValueError(f"x{of}: has no image")
-        spreads = []
-        for rows in (x, ref):
-            mu = _mean(rows)
-            total = sum((part.double() - mu).square().sum().item() for part in rows.split(4096))
-            spreads.append(total / len(rows))
-        if spreads[0] > spreads[1] == 0:
+        a, b = (rows.double().var(0, correction=0).sum().item() for rows in (x, ref))
+        if a > b == 0:
             raise ValueError(f"ref{of}: all images are equal: there is no spread to divide by")
-        return _ratio(*spreads)
+        return _ratio(a, b)
 
     if labels is None:
         return {"mean": ratio(x, ref), "per_class": {}}
@@ -693,35 +659,34 @@ def nearest(x, k, queries=None):
     n, d, most = *rows.shape, len(rows) - (queries is None)
     if not 1 <= k <= most:
         raise ValueError(f"k: {k} neighbours asked for, but there are {most} rows to choose from")
-    on_cpu, wanted, centre = rows.device.type == "cpu", min(k + 4, most), _mean(rows)
-    dtype = torch.float32 if on_cpu else torch.float64  # CUDA's float32 products may be TF32
+    wanted, centre, found = min(k + 4, most), rows.double().mean(0), []
+    dtype = torch.float32 if rows.device.type == "cpu" else torch.float64  # CUDA's may be TF32
     table = torch.cat([(part.double() - centre).to(dtype) for part in rows.split(4096)])
     half = torch.linalg.vector_norm(table, dim=1, dtype=torch.float64).square() / 2
-    distances = torch.empty(len(asked), k, dtype=torch.float64, device=rows.device)
-    indices = torch.empty_like(distances, dtype=torch.int64)
-    block = max(1, (2**20 if on_cpu else 2**26) // (wanted * d))  # queries in the cache at once
     for part in torch.arange(len(asked), device=rows.device).split(max(1, 2**23 // n)):
-        centred = (asked[part].double() - centre).to(dtype)
+        q = asked[part]
+        centred = (q.double() - centre).to(dtype)
         scores = torch.addmm(half.to(dtype), centred, table.T, alpha=-1)  # |y|^2 / 2 - x'y
         if queries is None:
             scores[part - part[0], part] = math.inf
         value, index = scores.topk(wanted, largest=False)
-        index, exact = index.sort(1).values, torch.empty_like(value, dtype=torch.float64)
-        for q, near, out in zip(asked[part].split(block), index.split(block), exact.split(block)):
-            out[:, None] = _distances(q[:, None], rows[near])
+        index, block = index.sort(1).values, max(1, 2**20 // (wanted * d))  # as the cache is
+        exact = torch.cat([_distances(some[:, None], rows[near])[:, 0]
+                           for some, near in zip(q.split(block), index.split(block))])
         exact, order = exact.sort(dim=1, stable=True)
-        distances[part], indices[part] = exact[:, :k], index.gather(1, order)[:, :k]
+        exact, index = exact[:, :k], index.gather(1, order)[:, :k]
         norm = centred.double().square().sum(1) / 2
         rounding = torch.finfo(dtype).eps * (d + 8) * (norm + half.max())  # of a score, at most
-        sure = value[:, -1] + norm - rounding > exact[:, k - 1].square() / 2
+        sure = value[:, -1] + norm - rounding > exact[:, -1].square() / 2
         sure &= 1e-20 < half.max() < 1e30  # else float32 under- or overflows
-        for some in part[~sure].split(64) if wanted < most else ():
-            every = _distances(asked[some], rows)
+        for some in (~sure).nonzero()[:, 0].split(64) if wanted < most else ():
+            every = _distances(q[some], rows)
             if queries is None:
-                every.scatter_(1, some[:, None], math.inf)
+                every.scatter_(1, part[some, None], math.inf)
             every, order = every.sort(dim=1, stable=True)
-            distances[some], indices[some] = every[:, :k], order[:, :k]
-    return distances, indices
+            exact[some], index[some] = every[:, :k], order[:, :k]
+        found.append((exact, index))
+    return tuple(map(torch.cat, zip(*found)))
 
 
 def _distances(a, b):  # by differences, in float64: exact for close rows too
@@ -795,25 +760,20 @@ def intrinsic_dimension(x, k=20, average="levina"):
     With T_j the distance of x_i to its j-th neighbour, m_k(x_i) = (mean_{j<k} log T_k / T_j)^-1
     (eq. 15). average "levina": the mean of m_k (eq. 16), (k-1) / (k-2) too large; "mackay": one
     over the mean of 1 / m_k (MacKay, Ghahramani 2005). A list of k gives {k: dimension}: in finite
-    data there is no limit for large k (eq. 17). Duplicates of a row are passed over.
+    data there is no limit for large k (eq. 17). Equal rows count once.
     """
-    rows, ks = check_array(x, "x", least=3).flatten(1), k if isinstance(k, (list, tuple)) else [k]
-    most, curve = max(ks, default=0), {}
+    rows = check_array(x, "x", least=3).flatten(1).unique(dim=0)
+    ks, curve = k if isinstance(k, (list, tuple)) else [k], {}
     if average not in ("levina", "mackay"):
         raise ValueError(f"average: levina or mackay, not {average!r}")
-    if min(ks, default=0) < 2 or most >= len(rows):
-        raise ValueError(f"k: must be from 2 to {len(rows) - 1}, the rows of x less one, not {k}")
-    distances, _ = nearest(rows, most)
-    for some in (distances[:, 0] == 0).nonzero()[:, 0].split(64):  # have duplicates
-        every = _distances(rows[some], rows)
-        distances[some] = every.masked_fill(every == 0, math.inf).sort(1).values[:, :most]
-    if distances.isinf().any():
-        raise ValueError(f"x: has rows with fewer than {most} neighbours (k), duplicates left out")
-    for k_ in ks:
-        inverse = (distances[:, k_ - 1 : k_] / distances[:, : k_ - 1]).log().mean(1)  # 1 / m_k
+    if not ks or min(ks) < 2 or max(ks) >= len(rows):
+        raise ValueError(f"k: must be from 2 to {len(rows) - 1}, the different rows less one: {k}")
+    distances, _ = nearest(rows, max(ks))
+    for one in ks:
+        inverse = (distances[:, one - 1 : one] / distances[:, : one - 1]).log().mean(1)  # 1 / m_k
         if (inverse == 0).any():
-            raise ValueError(f"k: a row has its {k_} nearest neighbours at one distance: raise k")
-        curve[k_] = ((1 / inverse).mean() if average == "levina" else 1 / inverse.mean()).item()
+            raise ValueError(f"k: a row has its {one} nearest neighbours at one distance: raise k")
+        curve[one] = ((1 / inverse).mean() if average == "levina" else 1 / inverse.mean()).item()
     return curve if isinstance(k, (list, tuple)) else curve[k]
 
 
@@ -830,12 +790,13 @@ class Classifier(nn.Module):
     def __init__(self, channels, size, labels):
         super().__init__()
         self.register_buffer("labels", torch.as_tensor(labels))
-        self.test_error, kernels = math.nan, [(channels, 32, 1)]
+        self.test_error, width, layers = math.nan, 32, []
+        kernels = [(channels, 32, 1)]
         while size > 8:
-            width, size = kernels[-1][1], (size + 1) // 2
-            kernels += [(width, min(2 * width, 128), 2), (min(2 * width, 128),) * 2 + (1,)]
-        layers = []
-        for k_in, k_out, stride in [*kernels, (kernels[-1][1], 128, 1)]:
+            wider, size = min(2 * width, 128), (size + 1) // 2
+            kernels += [(width, wider, 2), (wider, wider, 1)]
+            width = wider
+        for k_in, k_out, stride in [*kernels, (width, 128, 1)]:
             layers += [nn.Conv2d(k_in, k_out, 3, stride, padding=1, bias=False),
                        nn.BatchNorm2d(k_out), nn.ReLU()]
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -845,12 +806,11 @@ class Classifier(nn.Module):
         return self.read(self.features(x))
 
 
-def train_classifier(images, labels, epochs=8, least=1000, batch_size=250, lr=0.2, seed=0,
-                     device="cpu", name="classifier"):
+def train_classifier(images, labels, updates=None, seed=0, device="cpu"):
     """A `Classifier` of uint8 images (N, C, S, S) and int64 labels (N,), in evaluation mode.
 
-    Nesterov SGD, one cycle of `epochs` or at least `least` updates, batches shifted by up to 2 of
-    28 pixels. MNIST: below 0.5 % test error. ValueError for fewer than two classes.
+    Nesterov SGD, one cycle of `updates` (default: 8 epochs, at least 1,000), batches shifted by up
+    to 2 of 28 pixels. MNIST: below 0.5 % test error. ValueError for fewer than two classes.
     """
     classes, targets = torch.as_tensor(labels).unique(return_inverse=True)
     if len(classes) < 2:
@@ -858,15 +818,15 @@ def train_classifier(images, labels, epochs=8, least=1000, batch_size=250, lr=0.
     images = check_array(images, "images", images=True)
     if images.dtype != torch.uint8:
         raise ValueError(f"images: must be uint8, not {images.dtype}: use (255 * x).round().byte()")
+    size = images.shape[2]
     with torch.random.fork_rng():  # the caller's random numbers stay as they are
         torch.manual_seed(seed)
-        net = Classifier(images.shape[1], images.shape[2], classes)
+        net = Classifier(images.shape[1], size, classes)
     net.to(device, memory_format=torch.channels_last)
-    batch_size = min(batch_size, len(images), max(len(images) // 4, 32))
-    size = images.shape[2]
-    total = max(epochs * (len(images) // batch_size), least)
-    optimiser = torch.optim.SGD(net.parameters(), lr, 0.9, nesterov=True, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total)
+    batch_size = min(250, len(images), max(len(images) // 4, 32))
+    total = updates or max(8 * (len(images) // batch_size), 1000)
+    optimiser = torch.optim.SGD(net.parameters(), 0.2, 0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.2, total)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, data.has_bf16(device))
     generator, reach = torch.Generator().manual_seed(seed), round(size / 14)
     batches = data.batches(images, batch_size, device, seed, labels=targets)
@@ -880,7 +840,7 @@ def train_classifier(images, labels, epochs=8, least=1000, batch_size=250, lr=0.
         optimiser.step()
         schedule.step()
         if step % 200 == 1:
-            progress(f"{name} is trained, once: update {step} of {total}")
+            progress(f"a classifier is trained, once: update {step} of {total}")
     return net.eval()
 
 
@@ -890,10 +850,9 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
     Images without a label (-1) are left out. InputError if there are no two classes.
     """
     loaded = [data.load(dataset, data_dir, split, size=size) for split in ("train", "test")]
-    (images, labels), test = [(x[y >= 0], y[y >= 0]) for x, y in loaded]
+    (images, labels), test = ((x[y >= 0], y[y >= 0]) for x, y in loaded)
     if len(labels.unique()) < 2:
-        raise InputError(f"{dataset} has fewer than two classes to tell apart: use --features "
-                         "pixels, without --accuracy")
+        raise InputError(f"{dataset} has fewer than two classes: use --features pixels")
     with torch.device("meta"):
         net = Classifier(images.shape[1], images.shape[2], labels.unique())
     some = images[:: max(len(images) // 1000, 1)].numpy().tobytes()
@@ -903,20 +862,13 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
         saved = load_checkpoint(folder, "classifier")
         net.load_state_dict(saved["nets"]["net"], assign=True)
         net.test_error = float(saved["args"]["test_error"])
-    except (InputError, RuntimeError, LookupError, TypeError, ValueError):  # none, or damaged
-        net = train_classifier(images, labels, device=device, name=f"classifier of {dataset}")
-        net.test_error = 1 - test_accuracy(net, *test) if len(test[0]) else math.nan
+    except Exception:  # noqa: BLE001  none is there, or it is damaged
+        net = train_classifier(images, labels, device=device)
+        net.test_error = 1 - test_accuracy(net, *test) if len(test[1]) else math.nan
+        about = argparse.Namespace(test_error=net.test_error)
         with contextlib.suppress(OSError):  # a read-only folder: trained again the next time
-            save_run(folder, "classifier", {"test_error": net.test_error}, 0, {"net": net}, {})
+            save_run(folder, "classifier", about, 0, {"net": net}, {})
     return net.to(device, memory_format=torch.channels_last).eval()
-
-
-@torch.no_grad()
-def _in_batches(function, images, device, batch_size=250):
-    """function(float batch in [0, 1]) of all images (n, C, H, W), as one tensor on `device`."""
-    parts = check_array(images, "images", images=True).split(batch_size)
-    parts = (_unit(part.to(device, memory_format=torch.channels_last)) for part in parts)
-    return torch.cat([function(part).float() for part in parts])
 
 
 def test_accuracy(classifier, images, labels):
@@ -924,24 +876,21 @@ def test_accuracy(classifier, images, labels):
 
     Images without a label (-1) do not count; nan where none has one.
     """
-    labels = torch.as_tensor(labels)
-    if len(labels) != len(images):
-        raise ValueError(f"labels: {len(labels)} for {len(images)} images")
-    logits = _in_batches(classifier, images, classifier.labels.device)
-    return _reading(classifier, logits, labels).get("accuracy", math.nan)
+    rows = features(images, "classifier", classifier)
+    return reading(classifier, rows, torch.as_tensor(labels)).get("accuracy", math.nan)
 
 
-def _reading(classifier, logits, labels):
-    """How sure the classifier is, which is no accuracy; for labels that are not -1, that too."""
-    sure, place = logits.double().softmax(1).max(1)
+@torch.no_grad()
+def reading(classifier, rows, labels=None):
+    """How sure the classifier is by its features of images, and its accuracy for known labels."""
+    sure, place = classifier.read(rows).double().softmax(1).max(1)
     high = (sure > 0.9).double().mean().item()
     found = {"mean_confidence": sure.mean().item(), "above_0.9": high}
-    if labels is None or not (labels >= 0).any():
-        return found
-    labels = labels.to(logits.device)
-    right = (classifier.labels[place] == labels).double()
-    each = {c: right[labels == c].mean().item() for c in labels.unique().tolist() if c >= 0}
-    return found | {"accuracy": right[labels >= 0].mean().item(), "accuracy_per_class": each}
+    if labels is not None and (labels >= 0).any():
+        labels = labels.to(rows.device)
+        right = (classifier.labels[place] == labels)[labels >= 0]
+        found["accuracy"] = right.double().mean().item()
+    return found
 
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -958,98 +907,98 @@ class Inception(nn.Module):
     def __init__(self):
         super().__init__()
         self.net = tv.Inception3(num_classes=1008, aux_logits=False, init_weights=False)
-        average = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
-        for name, block in self.net.named_children():
-            if hasattr(block, "branch_pool"):
-                pool = nn.MaxPool2d(3, stride=1, padding=1) if name == "Mixed_7c" else average
-                block.register_forward_hook(self.repool(pool))
 
-    @staticmethod
-    def repool(pool):
-        def hook(block, inputs, out):  # the pooling branch is the block's last
+        def repool(block, inputs, out):  # the pooling branch is the block's last
+            last = block is self.net.Mixed_7c
+            pool = nn.MaxPool2d(3, 1, 1) if last else nn.AvgPool2d(3, 1, 1, count_include_pad=False)
             own = block.branch_pool(pool(inputs[0]))
             return torch.cat([out[:, : -own.shape[1]], own], 1)
 
-        return hook
+        for block in self.net.children():
+            if hasattr(block, "branch_pool"):
+                block.register_forward_hook(repool)
 
     def forward(self, x):
         x = F.interpolate(x.expand(-1, 3, -1, -1), (299, 299), mode="bilinear", align_corners=False)
         return self.net(2 * x - 1)
 
 
-def inception(weights=None, device="cpu"):
-    """The `Inception` network; weights from a file, or torch hub's cache, or downloaded to it."""
-    module, file = Inception(), weights or Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
-    try:
-        if weights:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-        else:  # a download's hash is compared with that in the name
-            state = torch.hub.load_state_dict_from_url(
-                INCEPTION_URL + INCEPTION_FILE, map_location="cpu", check_hash=True)
+def inception(device="cpu"):
+    """The `Inception` network with the weights in torch hub's cache, or downloaded to it."""
+    module, file = Inception(), Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
+    with explained(f"no Inception weights in {file}: put {INCEPTION_URL}{INCEPTION_FILE} there"):
+        state = torch.hub.load_state_dict_from_url(  # compares the hash in the name
+            INCEPTION_URL + INCEPTION_FILE, map_location="cpu", check_hash=True)
         module.net.load_state_dict(state)
-    except Exception as error:  # no network, no such file, or damaged in any way
-        raise InputError(f"no Inception weights in {file} ({_reason(error)}): put {INCEPTION_URL}"
-                         f"{INCEPTION_FILE} there, or give --inception-weights FILE") from error
     module.net.fc = nn.Identity()
     return module.eval().to(device, memory_format=torch.channels_last)
 
 
+@torch.no_grad()
 def features(images, kind, net=None):
     """Feature rows (n, d) float32 of images (n, C, H, W), uint8 or floats in [0, 1].
 
     kind: "pixels" (d = C H W, in [0, 1]); "classifier" (128; net is a `Classifier`); "inception"
     (2048; net is an `Inception`). On the net's device.
     """
+    images, layer, size = check_array(images, "images", images=True), net, 50
     if kind == "pixels":
-        return _unit(check_array(images, "images", images=True)).flatten(1)
+        return _unit(images).flatten(1)
     if kind == "classifier":
-        return _in_batches(net.features, images, net.labels.device)
-    if kind == "inception":
-        return _in_batches(net, images, next(net.parameters()).device, batch_size=50)
-    raise ValueError(f"kind: pixels, classifier or inception, not {kind!r}")
+        layer, size = net.features, 250
+    elif kind != "inception":
+        raise ValueError(f"kind: pixels, classifier or inception, not {kind!r}")
+    device = net.labels.device if kind == "classifier" else next(net.parameters()).device
+    parts = (part.to(device, memory_format=torch.channels_last) for part in images.split(size))
+    return torch.cat([layer(_unit(part)).float() for part in parts])
 
 
 # ---- Command line --------------------------------------------------------------------------------
 
 
+@dataclass
 class Images:
-    """Images from files, in the place of a run; label k is classes[k], and -1 is unknown."""
+    """Images (n, C, H, W) of a data set or of files; label k is classes[k], -1 is unknown."""
 
-    conditional, logits, args = False, None, None
+    name: str
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: list
 
-    def __init__(self, name, images, labels=None, classes=None):
-        self.name, self.images, self.classes = name, images, classes
-        known = labels is not None and (classes is None or len(classes) > 1)
-        self.labels = labels if known else torch.full((len(images),), -1)
+    @property
+    def shape(self):
+        return tuple(self.images.shape[1:])
 
-    def order(self, n, seed=0):
-        return torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))[:n]
+    def shuffled(self, n, seed):
+        """At most n images, float32 in [0, 1], and their labels."""
+        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))[:n]
+        return _unit(self.images[order]), self.labels[order]
 
-    def sample(self, n, labels=None, seed=0):
-        """At most n (n, C, H, W), shuffled, float32 in [0, 1]."""
-        return _unit(self.images[self.order(n, seed)])
+
+def is_images(text):
+    """Whether it names a .npy or .npz file or a folder of images, and not a run."""
+    folder = Path(text).is_dir() and not Path(text, "checkpoint.pt").exists()
+    return folder or text.endswith((".npy", ".npz"))
 
 
 def read_arrays(path):
     """{name: array} of a .npy or .npz file."""
-    try:
+    with explained(f"{path} cannot be read as plain arrays"):
         found = np.load(path, allow_pickle=False)
         return {"images": found} if isinstance(found, np.ndarray) else dict(found)
-    except Exception as error:  # a damaged file may raise anything
-        raise InputError(f"{path} cannot be read as plain arrays: {_reason(error)}") from error
 
 
-def read_images(path, size=None):
-    """The `Images` of a folder, or of a .npy or .npz file: uint8, or floats in [0, 1].
+def read_images(path, size=None, data_dir="data", split="all"):
+    """The `Images` of a data set or a folder, at size x size, or of a .npy or .npz file.
 
-    A folder is read at size x size. Arrays are (n, H, W), (n, C, H, W) or (n, H, W, C): in a .npz
-    `images`, ADM's arr_0, or the only one; with `labels` or arr_1 if there are any. InputError for
-    anything else.
+    Arrays are (n, H, W), (n, C, H, W) or (n, H, W, C): in a .npz `images`, ADM's arr_0, or the only
+    one; with `labels` or arr_1 if there are any. InputError for anything else.
     """
-    path = Path(path)
-    if path.is_dir():
-        found = data.load(str(path.resolve()), split="all", size=size)
-        return Images(path.resolve().name, *found, found.classes)
+    name = Path(path).name
+    if not Path(path).is_file():
+        images, labels = found = data.load(path, data_dir, split, size)
+        labels = labels if len(found.classes) > 1 else torch.full_like(labels, -1)
+        return Images(name, images, labels, found.classes)
     arrays = read_arrays(path)
     labels = arrays.pop("labels", arrays.pop("arr_1", None))
     key = next((key for key in ("images", "arr_0", *arrays) if key in arrays), None)
@@ -1059,9 +1008,10 @@ def read_images(path, size=None):
     if images.ndim == 4 and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
     images = check_array(images, str(path), images=True)
-    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (len(images),)):
+    labels = np.full(len(images), -1) if labels is None else labels
+    if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
         raise InputError(f"{path}: its labels are not a whole number for each image")
-    return Images(path.name, images, None if labels is None else torch.tensor(labels.astype("i8")))
+    return Images(name, images, torch.tensor(labels.astype("i8")), [])
 
 
 def relabel(labels, names, wanted):
@@ -1072,61 +1022,23 @@ def relabel(labels, names, wanted):
     return torch.tensor([*table, -1])[labels]  # a label of -1 stays -1
 
 
-def _is_folder(text):
-    return Path(text).is_dir() and not Path(text, "checkpoint.pt").exists()
-
-
-def open_source(text, device, size=None):
-    """A run, RUN@STEPS (drawn in so many steps), a folder of images (at `size`), .npy or .npz."""
-    run, _, steps = text.rpartition("@")
-    if run and steps.isdecimal() and not Path(text).exists():
-        return load_run(run, device, int(steps))
-    is_images = text.endswith((".npy", ".npz")) or _is_folder(text)
-    return read_images(text, size) if is_images else load_run(text, device)
-
-
-def open_sources(args):
-    """-> the sources, and the real images, training and test; both None for a statistics file.
-
-    The runs say which data set, folder and size, unless flags do.
-    """
-    texts = [data.path(text) for text in args.source]
-    sources = [None if _is_folder(text) else open_source(text, args.device) for text in texts]
-    for name in ("dataset", "size"):
-        values = {getattr(run.args, name, None) for run in sources if run and run.args}
+def real_images(args, runs):
+    """-> training and test `Images`. Data set, its folder and size: the flags', else the runs'."""
+    for name in ("dataset", "data_dir", "size"):
+        values = {getattr(run.args, name, None) for run in runs}
         if getattr(args, name) is None and len(values) > 1:
-            raise InputError(f"the runs differ in {name}: {', '.join(map(str, values))}")
+            flag, values = name.replace("_", "-"), ", ".join(map(str, values))
+            raise InputError(f"the runs differ in {name}: {values}: give --{flag}")
         if getattr(args, name) is None:
             setattr(args, name, next(iter(values), None))
-    own = [getattr(run.args, "data_dir", "data") for run in sources if run and run.args]
-    args.data_dir = args.data_dir or [*own, "data"][0]
     if args.dataset is None:
         raise InputError("no run says which data set to compare with: name it with --dataset")
-    train = test = shape = None
-    if not Path(args.dataset).is_file():
-        train, test = (data.load(args.dataset, args.data_dir, split, args.size)
-                       for split in ("train", "test"))
-        train, test = (Images(args.dataset, *x, getattr(x, "classes", None)) for x in (train, test))
-    elif not {"mu", "sigma"} <= read_arrays(args.dataset).keys() - {"images", "arr_0"}:
-        train = read_images(args.dataset)
-        test = Images(args.dataset, train.images[:0])
-    elif None in sources and not args.size:
-        raise InputError("a folder against a statistics file: give its images' --size")
-    if train:
-        shape = train.images.shape[1:]
-    for i, text in enumerate(texts):  # shapes fail early, before anything that takes time
-        size = shape[-1] if shape else args.size
-        source = sources[i] = sources[i] or open_source(text, args.device, size)
-        if [other.name for other in sources if other].count(source.name) > 1:
-            source.name = text
-        if isinstance(source, Images) and shape and source.images.shape[1] < shape[0]:
-            source.images = source.images.expand(-1, 3, -1, -1)  # grey against colour
-        label = torch.zeros(1, dtype=torch.int64) if source.conditional else None
-        found = source.sample(1, labels=label).shape[1:]
-        if shape and found != shape:
-            raise InputError(f"{source.name} has images of {tuple(found)}, {args.dataset} of "
-                             f"{tuple(shape)}: give another --size or --dataset")
-    return sources, train, test
+    args.data_dir = args.data_dir or "data"
+    train, test = (read_images(args.dataset, args.size, args.data_dir, split)
+                   for split in ("train", "test"))
+    if Path(args.dataset).is_file():  # which has no other images
+        test.images = test.images[:0]
+    return train, test
 
 
 def progress(text):
@@ -1149,49 +1061,39 @@ def print_table(columns, rows):
         print("  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]).rstrip())
 
 
-def write_json(args, **content):
-    if args.json:  # JSON has no Infinity: null
-        text = json.dumps({"dataset": args.dataset, "seed": args.seed} | content, default=str)
-        plain = json.loads(text, parse_constant=lambda name: None)
-        Path(args.json).write_text(json.dumps(plain, indent=1) + "\n")
-
-
-def measure(images, real, kind="pixels", net=None, classifier=None, labels=None, real_labels=None,
-            k=5, bandwidth=None, real_features=None):
+def measure(images, real, kind="pixels", net=None, labels=None, real_labels=None, bandwidth=None,
+            real_features=None):
     """All measures of images (n, C, H, W) against real ones, both shuffled -> floats and dicts.
 
-    FID on `features` of `kind` by `net`; MMD, kNN, Bayes and rdd on pixels; how a `classifier`
+    FID on `features` of `kind` by `net`; MMD, kNN, Bayes and rdd on pixels; how a classifier `net`
     reads them. rdd is per class where both sides have 20 images of a label or more. fid_spread,
     mmd_spread: standard errors. bandwidth (MMD's) and real_features are found where not given.
     """
     _pair(images, real, ("images", "real"), least=10)
     images, real = (_unit(check_array(x, "images", images=True)) for x in (images, real))
-    images = images.to(real.device)
-    own, half = features(images, kind, net), min(len(images), len(real)) // 2
+    images, half = images.to(real.device), min(len(images), len(real)) // 2
+    own = features(images, kind, net)
     real_features = features(real, kind, net) if real_features is None else real_features
-    bandwidth = bandwidth or median_distance(real)
-    parts = [some for a in (0, half) for some in (real[a : a + half], images[a : a + half])]
-    kid = {"kernel": "polynomial", "unbiased": True}
-    result = {"n": len(images), "fid": fid(own, real_features),
-              "fid_spread": spread(fid, own, real_features),
-              "mmd": mmd(images, real, bandwidth=bandwidth),
-              "mmd_spread": spread(mmd, images, real, bandwidth=bandwidth),
-              "knn": knn_misclassification(*parts, k=k), "bayes": bayes_misclassification(*parts),
-              "rdd": rdd(images, real)}
+    parts = real[:half], images[:half], real[half : 2 * half], images[half : 2 * half]
+    result = {"n": len(images), "knn": knn_misclassification(*parts),
+              "bayes": bayes_misclassification(*parts), "rdd": rdd(images, real)}
+
+    def add(name, function, x, y, **options):
+        result[name] = function(x, y, **options)
+        result[f"{name}_spread"] = spread(function, x, y, **options)
+
+    add("fid", fid, own, real_features)
+    add("mmd", mmd, images, real, bandwidth=bandwidth or median_distance(real))
     if kind == "inception":
-        result["kid"] = mmd(own, real_features, **kid)
-        result["kid_spread"] = spread(mmd, own, real_features, **kid)
+        add("kid", mmd, own, real_features, kernel="polynomial", unbiased=True)
+    if kind == "classifier":
+        result |= reading(net, own, labels)
     if labels is not None and real_labels is not None:
-        labels, real_labels = torch.as_tensor(labels), torch.as_tensor(real_labels)
         shared = [c for c in real_labels.unique().tolist()
                   if c >= 0 and min((labels == c).sum(), (real_labels == c).sum()) >= 20]
+        a, b = (torch.isin(some, torch.tensor(shared)) for some in (labels, real_labels))
         if shared:
-            a, b = (torch.isin(some, torch.tensor(shared)) for some in (labels, real_labels))
             result["rdd"] = rdd(images[a], real[b], labels[a], real_labels[b])
-    if classifier is not None:
-        known = own if kind == "classifier" else features(images, "classifier", classifier)
-        with torch.no_grad():
-            result |= _reading(classifier, classifier.read(known), labels)
     return result
 
 
@@ -1201,89 +1103,103 @@ EVAL = {"": "{name}", "n": "{n}", "FID": "{fid:.4g}±{fid_spread:.2g}",
         "acc.": "{accuracy:.1%}", "rdd": "{rdd[mean]:.3f}"}
 EVAL_NOTES = """
 First row: what real images score, the best that a model can reach; Bayes stays low
-even there. FID, MMD, KID: lower is better; ±: standard error, too large near 0. kNN,
-Bayes: share mistaken, the smaller of real and generated: 0.5 is best, 0 fully
-separable. conf.: how sure the classifier is; acc.: read as the label drawn for.
-rdd: 1 is best."""
+even there, and fewer images alone raise FID and MMD. FID, MMD, KID: lower is better;
+±: standard error, too large near 0. kNN, Bayes: share mistaken, the smaller of real
+and generated: 0.5 is best, 0 fully separable. conf.: how sure the classifier is;
+acc.: read as the label drawn for. rdd: 1 is best."""
 SMALL = 2000  # training images: a classifier of fewer knows them by heart
 
 
+def draw(source, n, seed, mix, classes):
+    """-> n images, and their labels as places in `classes`, or None. mix: the real labels."""
+    progress(f"{source.name}: {n} images and their measures")
+    if isinstance(source, Images):
+        images, labels = source.shuffled(n, seed)
+        return images, relabel(labels, source.classes, classes)
+    if not source.conditional:
+        return source.sample(n, seed=seed), None
+    labels = relabel(mix, classes, source.classes)
+    labels = labels[(labels >= 0) & (labels < len(source.classes))]
+    if not len(labels):
+        progress(f"{source.name} has none of the data set's classes: its own are drawn equally")
+        labels = torch.arange(len(source.classes))
+    labels = labels[torch.arange(n) % len(labels)]
+    return source.sample(n, labels, seed), relabel(labels, source.classes, classes)
+
+
 def eval_command(args):
-    """One table: each source against training images, under a row of other real images."""
-    sources, train, test = open_sources(args)
-    n = min([args.n, *(len(s.images) for s in (train, *sources) if isinstance(s, Images))])
-    if n < max(20, 4 * args.k):
-        raise InputError(f"{n} images are too few: {max(20, 4 * args.k)} are needed of each side")
-    if train is None:
-        return eval_statistics(args, sources, n)
+    """FID, MMD, kNN, Bayes, accuracy and rdd of all sources in one table."""
+    if args.dataset and Path(args.dataset).is_file():
+        known = read_arrays(args.dataset)
+        if {"mu", "sigma"} <= known.keys():
+            return eval_statistics(args, known["mu"], known["sigma"])
+    runs = {text: load_run(text, args.device) for text in args.source if not is_images(text)}
+    train, test = real_images(args, runs.values())
+    sources = [runs.get(text) or read_images(os.path.abspath(text), train.shape[-1])
+               for text in args.source]
+    for text, source in zip(args.source, sources):
+        if [other.name for other in sources].count(source.name) > 1:
+            source.name = text
+        if isinstance(source, Images) and source.shape[0] < train.shape[0]:
+            source.images = source.images.expand(-1, 3, -1, -1)  # grey against colour
+        if source.shape != train.shape:
+            raise InputError(f"{source.name} has images of {source.shape}, {args.dataset} of "
+                             f"{train.shape}: give another --size or --dataset")
+    n = min(args.n, *(len(s.images) for s in (train, *sources) if isinstance(s, Images)))
+    if n < 20:
+        raise InputError(f"{n} images are too few: 20 are needed of each side")
+
     labelled = len(train.labels[train.labels >= 0].unique()) > 1
     enough = labelled and len(test.images) and len(train.images) >= SMALL
-    kind = args.features or ("classifier" if enough else "pixels")
-    classifier, rows, order = None, [], train.order(len(train.images), args.seed)
-    if kind == "classifier" or args.accuracy:
-        classifier = classifier_of(args.dataset, args.data_dir, args.size, args.device)
-    net = inception(args.inception_weights, args.device) if kind == "inception" else classifier
-    real, labels = _unit(train.images[order[:n]]).to(args.device), train.labels[order[:n]]
+    kind, net, error = args.features or ("classifier" if enough else "pixels"), None, math.nan
+    if kind == "classifier":
+        net = classifier_of(args.dataset, args.data_dir, args.size, args.device)
+        error = net.test_error
+    if kind == "inception":
+        net = inception(args.device)
     progress(f"{kind} features of {n} training images")
-    known = {"real_features": features(real, kind, net), "bandwidth": median_distance(real)}
-
-    def add(name, images, own, real=real, labels=labels, **known):
-        progress(f"{name}: measures of {len(images)} images")
-        found = measure(images, real, kind, net, classifier, own, labels, args.k, **known)
-        rows.append({"name": name} | found)
-
-    unused = order[n : n + max(0, n - len(test.images))]  # held-out images first, then these
-    others = torch.cat([test.sample(n, seed=args.seed), _unit(train.images[unused])])
-    if len(others) >= n / 2:
-        own = torch.cat([test.labels[test.order(n, args.seed)], train.labels[unused]])
-        add("other real images", others, own, **known)
+    real, mix = train.shuffled(n, args.seed)
+    real, half = real.to(args.device), n // 2
+    sigma, known = median_distance(real), features(real, kind, net)
+    if len(test.images) >= half:
+        images, labels = test.shuffled(n, args.seed)
+        rows = [{"name": "other real images"}
+                | measure(images, real, kind, net, labels, mix, sigma, known)]
     else:
-        add("halves of the real", real[: n // 2], labels[: n // 2], real[n // 2 :],
-            labels[n // 2 :], bandwidth=known["bandwidth"])
+        rows = [{"name": "halves of the real"}
+                | measure(real[:half], real[half:], kind, net, mix[:half], mix[half:], sigma)]
     for source in sources:
-        drawn = None
-        if source.conditional:  # drawn with the label mix of the real images
-            drawn = relabel(labels, train.classes, source.classes)
-            drawn = drawn[drawn >= 0] if labelled else drawn[:0]
-            if not len(drawn):
-                drawn = torch.arange(max(1, len(source.classes)))
-                progress(f"{source.name}: {args.dataset} has none of its classes: drawn equally")
-            drawn = drawn[torch.arange(n) % len(drawn)]
-        images, own = source.sample(n, labels=drawn, seed=args.seed), drawn
-        if isinstance(source, Images):
-            own = source.labels[source.order(n, args.seed)]
-        own = None if own is None else relabel(own, source.classes, train.classes)
-        add(source.name, images, own, **known)
-    print(f"\n{args.dataset}, {real.shape[-1]} px: against {n} training images, seed {args.seed}\n"
-          f"FID on {'pixels' if kind == 'pixels' else f'{kind} features'} "
-          f"({known['real_features'].shape[1]} numbers), others on pixels; sigma "
-          f"{known['bandwidth']:.2f}")
-    error = None if classifier is None else classifier.test_error
-    if classifier is not None and math.isfinite(error):
+        images, labels = draw(source, n, args.seed, mix, train.classes)
+        found = measure(images, real, kind, net, labels, mix, sigma, known)
+        rows.append({"name": source.name} | found)
+    print(f"\n{args.dataset}, {train.shape[-1]} px: against {n} training images, seed {args.seed}\n"
+          f"FID on {kind} ({known.shape[1]} numbers), others on pixels; sigma {sigma:.2f}")
+    if math.isfinite(error):
         print(f"the classifier misreads {error:.2%} of the held-out images that have a label")
     print()
     print_table(EVAL, rows)
     print(EVAL_NOTES)
-    if rows[0]["n"] < n:
-        print("The first row has fewer images than the others, which alone raises its FID and MMD.")
-    write_json(args, n=n, features=kind, bandwidth=known["bandwidth"], rows=rows,
-               classifier_test_error=error)
+    return {"n": n, "features": kind, "bandwidth": sigma, "rows": rows,
+            "classifier_test_error": error}
 
 
-def eval_statistics(args, sources, n):
-    """FID against a file of the mean and covariance of Inception features, as pytorch-fid's."""
-    known, net, rows = read_arrays(args.dataset), inception(args.inception_weights, args.device), []
-    for source in sources:
-        mix = torch.arange(n) % max(1, len(source.classes)) if source.conditional else None
-        progress(f"{source.name}: Inception features of {n} images")
-        x = features(source.sample(n, labels=mix, seed=args.seed), "inception", net).cpu()
-        found = frechet_distance(*stats(x), known["mu"], known["sigma"])
-        rows.append({"name": source.name, "n": n, "fid": found})
+def eval_statistics(args, mu, sigma):
+    """FID against the mean and covariance of Inception features in a file, as pytorch-fid's."""
+    net, rows = inception(args.device), []
+    for text in args.source:
+        if Path(text).is_dir() and is_images(text) and not args.size:
+            raise InputError("a folder against a statistics file: give its images' --size")
+        source = read_images(text, args.size) if is_images(text) else load_run(text, args.device)
+        images, _ = draw(source, args.n, args.seed, torch.tensor([], dtype=torch.int64), [])
+        found = frechet_distance(*stats(features(images, "inception", net).cpu()), mu, sigma)
+        rows.append({"name": source.name, "n": len(images), "fid": found})
     print_table({"": "{name}", "n": "{n}", "FID": "{fid:.4g}"}, rows)
     print("Compare figures of one n, and of one way to resize: clean-fid's is not pytorch-fid's.")
-    write_json(args, n=n, features="inception", rows=rows)
+    return {"features": "inception", "rows": rows}
 
 
+JUDGES = {"error rate of D": "{name}", "training": "{train:.3f}", "test": "{test:.3f}",
+          "ratio": "{ratio:.2f}", "AUC": "{auc:.3f}"}
 GAM = {"battle": "{M1} vs. {M2}", "r_test": "{r_test:.3g}", "r_sample": "{r_sample:.3g}",
        "95 %": "{r_sample_95[0]:.3g} to {r_sample_95[1]:.3g}", "won": "{won[0]}:{won[1]}",
        "all pairs": "{r_sample_range[0]:.3g} to {r_sample_range[1]:.3g}",
@@ -1297,142 +1213,112 @@ error: of the one D on the samples of a run that has none (Table 3)."""
 
 
 def gam_command(args):
-    """The battles of every pair of runs, or groups of runs, and the error rates behind them.
-
-    Runs whose names differ only in the number at their end (a-0 a-1, a-s0 a-s1) are a group.
-    """
-    runs, train, test = open_sources(args)
-    if len(runs) < 2 or not any(run.logits for run in runs):
-        raise InputError("a battle needs two runs, and at least one of them a discriminator")
-    sides, alone = {}, [[i] for i in range(len(runs))]
+    """The battles of every pair of runs; runs a-0 a-1 (or a-s0 a-s1) of one model are a group."""
+    runs, groups = [load_run(text, args.device) for text in args.source], {}
     for i, text in enumerate(args.source):
-        sides.setdefault(re.sub(r"([-_](s|seed)?)\d+/?$", r"\1*", text), []).append(i)
-    sides = list(sides.values()) if len(sides) > 1 else alone
-    names = [runs[i].name if not more else re.sub(r"\d+$", "*", runs[i].name) for i, *more in sides]
-    classes = [run.classes for run in runs if run.conditional]
-    if any(own != classes[0] for own in classes):
-        raise InputError("the conditional runs have different classes: no battle")
-    n = min([args.n, *(len(run.images) for run in runs if isinstance(run, Images))])
-    progress(f"{len(runs)} runs, {n} samples of each")
-    labels = [relabel(s.labels, s.classes, classes and classes[0]) for s in (test, train)]
-    rates = error_rates(runs, test.images, n, labels[0], args.seed, train.images, labels[1])
-    n_test, battles, judges = min(n, len(test.images)), [], []
-    for a, b in itertools.combinations(range(len(sides)), 2):
-        each = [_battle(rates, [i], [j], args.tolerance, n, n_test)
-                for i in sides[a] for j in sides[b]]
-        whole = each[0]
-        if len(each) > 1:
-            whole = _battle(rates, sides[a], sides[b], args.tolerance) | {"battles": each}
-        ratios = [battle["r_sample"] for battle in each if battle["winner"]]
-        if len(ratios) > 1:
-            won = [sum(battle["winner"] == m for battle in each) for m in ("M1", "M2")]
-            whole |= {"r_sample_range": (min(ratios), max(ratios)), "won": won}
-        battles.append({"M1": names[a], "M2": names[b]} | whole)
-    for i, run in enumerate(runs):
-        row = {key: rates[key][i] for key in ("train", "test", "auc")}
-        row |= {f"on {j + 1}": error for j, error in enumerate(rates["fake"][i])}
-        row |= {"name": f"{i + 1} {run.name}", "ratio": _ratio(row["test"], row["train"])}
-        judges += [row] if run.logits else []
-    print(f"\n{args.dataset}: {n} samples of each, {n_test} test images, seed {args.seed}; D at "
-          "logit 0, real and generated apart\n")
-    print_table({"error rate of D": "{name}", "training": "{train:.3f}", "test": "{test:.3f}",
-                 "ratio": "{ratio:.2f}", "AUC": "{auc:.3f}"}
-                | {f"on {j + 1}": f"{{on {j + 1}:.3f}}" for j in range(len(runs))}, judges)
+        name = re.sub(r"([-_](s|seed)?)\d+/?$", r"\1*", text)
+        groups.setdefault(name, []).append(i)
+    if len(groups) == 1:
+        groups = {i: [i] for i in range(len(runs))}
+    if len(groups) == 1:
+        raise InputError("a battle needs two runs")
+    names = {name: runs[own[0]].name if len(own) == 1 else Path(name).name
+             for name, own in groups.items()}
+    train, test = real_images(args, runs)
+    progress(f"{len(runs)} runs, {args.n} samples of each")
+    rates = error_rates(runs, test.images, args.n, args.seed, train.images)
+    battles = []
+    for a, b in itertools.combinations(groups, 2):
+        pairs = [battle_of(rates, [i], [j], args.tolerance, args.n)
+                 for i in groups[a] for j in groups[b]]
+        found = pairs[0]
+        if len(pairs) > 1:
+            found = battle_of(rates, groups[a], groups[b], args.tolerance)
+            ratios = [pair["r_sample"] for pair in pairs if pair["winner"]] or [None]
+            found["r_sample_range"] = min(ratios), max(ratios)
+            found["won"] = [sum(pair["winner"] == m for pair in pairs) for m in ("M1", "M2")]
+        battles.append({"M1": names[a], "M2": names[b]} | found)
+    judges = [{"name": run.name, "ratio": _ratio(rates["test"][i], rates["train"][i])}
+              | {key: rates[key][i] for key in ("train", "test", "auc")}
+              for i, run in enumerate(runs) if run.logits]
+    print(f"\n{args.dataset}: {args.n} samples of each, {len(test.images)} test images, seed "
+          f"{args.seed}; D at logit 0, real and generated apart\n")
+    print_table(JUDGES, judges)
     print()
     print_table(GAM, battles)
     print(GAM_NOTES.format(1 + args.tolerance))
-    write_json(args, n=n, tolerance=args.tolerance, runs=[run.name for run in runs],
-               battles=battles, error_rates=rates)
+    return {"n": args.n, "tolerance": args.tolerance, "runs": [run.name for run in runs],
+            "battles": battles, "error_rates": rates}
 
 
 def dim_command(args):
-    """The intrinsic dimension of a data set's training images over k, as figures and a picture."""
-    images, _ = data.load(args.dataset, args.data_dir or "data", "train", size=args.size)
-    x = images[Images("", images).order(args.n, args.seed)].flatten(1).to(args.device)
-    ks = sorted(args.k)
+    """The intrinsic dimension of a data set's training images over k."""
+    train = read_images(args.dataset, args.size, args.data_dir or "data", "train")
+    x, ks = train.shuffled(args.n, args.seed)[0].flatten(1).to(args.device), sorted(args.k)
     progress(f"{ks[-1]} neighbours of each of {len(x)} images")
-    curves = {name: intrinsic_dimension(x, ks, name) for name in ("levina", "mackay")}
-    rows = [{"k": k} | {name: curve[k] for name, curve in curves.items()} for k in ks]
-    title = f"{args.dataset}: intrinsic dimension of {len(x)} training images, seed {args.seed}"
-    print(title)
+    levina, mackay = (intrinsic_dimension(x, ks, name) for name in ("levina", "mackay"))
+    rows = [{"k": k, "levina": levina[k], "mackay": mackay[k]} for k in ks]
+    print(f"{args.dataset}: intrinsic dimension of {len(x)} training images, seed {args.seed}")
     print_table({"k": "{k}", "eq. 16": "{levina:.2f}", "inverse mean": "{mackay:.2f}"}, rows)
-    print(f"There is no limit in k (eq. 17): say k and n with any figure. Drawn in {args.out}")
-    draw_curves({name: list(curve.items()) for name, curve in curves.items()}, args.out, title)
-    write_json(args, n=len(x), dimension=rows)
+    print("There is no limit in k (eq. 17): say k and n with any figure.")
+    return {"n": len(x), "dimension": rows}
 
 
-def draw_curves(curves, path, title):
-    """A picture of the lines {name: [(x, y), ...]}; none where no line has a point."""
-    curves = {name: points for name, points in curves.items() if points}
-    if not curves:
-        return
-    picture = Image.new("RGB", (640, 400), "white")
-    pen, colours = ImageDraw.Draw(picture), ("navy", "firebrick", "green", "orange", "purple")
-    xs, ys = zip(*(point for points in curves.values() for point in points))
-    left, width, low = min(xs), max(xs) - min(xs) or 1, min(0, *ys)
-    height = max(0, *ys) - low or 1
-    pen.text((60, 8), title, fill="black")
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x, y = 60 + 540 * share, 360 - 310 * share
-        pen.line([(60, y), (600, y)], fill="lightgray")
-        pen.text((50, y), f"{low + share * height:.3g}", fill="black", anchor="rm")
-        pen.text((x, 366), f"{left + share * width:.4g}", fill="black", anchor="ma")
-    for i, (name, points) in enumerate(curves.items()):
-        pen.line([(60 + 540 * (x - left) / width, 360 - 310 * (y - low) / height)
-                  for x, y in points], fill=colours[i % 5], width=2)
-        pen.text((60 + 110 * i, 28), name, fill=colours[i % 5])
-    picture.save(path, "PNG")
+def at_least(low, kind=int):
+    """A type for argparse: a number from `low`."""
+    def number(text):
+        if not low <= kind(text) < 2**63:
+            raise argparse.ArgumentTypeError(f"must be {low} or more, not {text}")
+        return kind(text)
+
+    return number
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser("metrics.py", allow_abbrev=False,
                                      description=__doc__.split("\n\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    texts = {"eval": "FID, MMD, kNN, Bayes, accuracy and rdd of all sources in one table",
-             "gam": "the battles of every pair of runs", "dim": "intrinsic dimension of a data set"}
-    for name, text in texts.items():
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True)
+    for work in (eval_command, gam_command, dim_command):
+        name, text = work.__name__.removesuffix("_command"), work.__doc__
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False,
+                                      usage=argparse.SUPPRESS)
+        command.set_defaults(work=work)
         add = command.add_argument
         if name != "dim":
-            add("source", nargs="+", help="a run (RUN@7: drawn in 7 steps), a folder of images, "
-                ".npy or .npz; for gam, A-0 A-1 are runs of one model")
+            add("source", nargs="+", type=data.path, help="a run (RUN@7: drawn in 7 steps); for "
+                "eval also a folder of images, .npy or .npz")
         add("--dataset", type=data.path, default="digits" if name == "dim" else None, help="a "
             "name, a folder, .npz images, or a .npz of Inception's mu and sigma [the runs' own]")
         add("--data-dir", type=data.path, help="where data sets are kept [the runs' own, or data]")
-        add("--size", type=int, help="side of the images in pixels [the runs', the data set's]")
-        add("--n", type=int, default=10**9 if name == "dim" else 10000, help="images, at most")
-        add("--seed", type=int, default=0, help="of samples and of the shuffling [%(default)s]")
+        add("--size", type=at_least(1), help="side of the images [the runs', the data set's]")
+        add("--n", type=at_least(1), default=10**9 if name == "dim" else 10000, help="images, at "
+            "most [10,000; dim: all]")
+        add("--seed", type=at_least(0), default=0, help="of samples and shuffling [%(default)s]")
         add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         add("--json", type=data.path, metavar="FILE", help="write all figures there too")
         if name == "eval":
             add("--features", choices=["classifier", "pixels", "inception"],
                 help=f"of the FID [classifier; pixels without labels or below {SMALL:,} images]")
-            add("--accuracy", action="store_true", help="have a classifier read the images too")
-            add("--inception-weights", type=data.path, metavar="FILE", help=INCEPTION_FILE)
-            add("--k", type=int, default=5, help="neighbours that vote in kNN [%(default)s]")
         if name == "gam":
-            add("--tolerance", type=float, default=0.3, help="of r_test: a factor, less 1 [0.3]")
+            add("--tolerance", type=at_least(0, float), default=0.3, help="of r_test [%(default)s]")
         if name == "dim":
-            add("--k", type=int, nargs="+", default=[10, 20, 50, 100], help="neighbours")
-            add("--out", type=data.path, default="dim.png", help="picture of the curve [dim.png]")
+            add("--k", type=at_least(2), nargs="+", default=[10, 20, 50, 100], help="neighbours")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     with data.plain_errors("metrics.py"):
         args = parse_args(argv)
-        ks, tolerance = getattr(args, "k", [1]), getattr(args, "tolerance", 0)
-        counts = [args.n, args.size or 1, *(ks if isinstance(ks, list) else [ks])]
-        if min(counts) < 1 or not (0 <= args.seed < 2**63 and tolerance >= 0):
-            raise InputError("--n, --k and --size are 1 or more, --seed and --tolerance 0 or more")
-        for file in filter(None, (args.json, getattr(args, "out", None))):  # fails early
-            if Path(file).is_dir() or not os.access(Path(file).absolute().parent, os.W_OK):
-                raise InputError(f"{file} cannot be written: name a file in a folder of yours")
+        if args.json and not os.access(Path(args.json).absolute().parent, os.W_OK):  # fails early
+            raise InputError(f"{args.json} cannot be written: name a file in a folder of yours")
         args.device = data.open_device(args.device)
         try:
-            {"eval": eval_command, "gam": gam_command, "dim": dim_command}[args.command](args)
+            found = {"dataset": args.dataset, "seed": args.seed} | args.work(args)
         except ValueError as error:  # of a measure
             raise InputError(str(error)) from error
+        if args.json:
+            plain = json.loads(json.dumps(found), parse_constant=lambda name: None)  # no Infinity
+            Path(args.json).write_text(json.dumps(plain, indent=1) + "\n")
 
 
 if __name__ == "__main__":
