@@ -11,6 +11,7 @@ numpy arrays that works in float64 and can be copied out. The first section keep
 import argparse
 import atexit
 import contextlib
+import copy
 import csv
 import hashlib
 import importlib
@@ -32,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import nn
+from torch.distributions import Normal
 from torchvision.models import inception as tv
 from torchvision.utils import save_image
 
@@ -61,8 +63,7 @@ def save_run(folder, script, args, step, nets, optimisers, **extra):
     """Write folder/checkpoint.pt, all that sampling and resuming need, and draw losses.png.
 
     nets, optimisers: dicts of objects with a state_dict; extra: further entries. A run killed at
-    any moment keeps its last whole checkpoint. Raises OSError, and FloatingPointError for weights
-    that are not finite.
+    any moment keeps its last checkpoint. FloatingPointError for weights that are not finite.
     """
     folder, kept = Path(folder), kept_args(args)
     states = {name: net.state_dict() for name, net in nets.items()}
@@ -75,11 +76,9 @@ def save_run(folder, script, args, step, nets, optimisers, **extra):
                   "rng": {"cpu": torch.get_rng_state(), "cuda": cuda}}
     content = io.BytesIO()
     torch.save(checkpoint | extra, content)
-    try:
+    with explained(f"{folder} keeps its last checkpoint: a new one cannot be written"):
         with data.whole_file(folder / "checkpoint.pt") as file:
             file.write(content.getbuffer())
-    except OSError as error:
-        raise OSError(f"{folder} keeps its last checkpoint, a new one fails: {error}") from error
     if (folder / "log.csv").exists():
         draw_losses(folder)
 
@@ -91,18 +90,16 @@ def kept_args(args):
 def draw_losses(folder):
     """losses.png: a line for each loss in log.csv, over the updates."""
     rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
-    lines = {name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]
-             for name in rows[0] if name.startswith(("loss", "bound"))}
-    xs, ys = zip((0, 0), *(point for line in lines.values() for point in line))
-    scale = 540 / max(*xs, 1), 310 / ((max(ys) - min(ys)) or 1)
-    picture = Image.new("RGB", (640, 400), "white")
-    pen, colours = ImageDraw.Draw(picture), ("navy", "firebrick", "green", "orange", "purple")
-    for i, ((name, line), colour) in enumerate(zip(lines.items(), colours)):
-        pen.text((60 + 110 * i, 20), name, fill=colour)
-        pen.line([(60 + x * scale[0], 360 - (y - min(ys)) * scale[1]) for x, y in line], colour)
-    for value in (min(ys), max(ys)):
-        pen.text((50, 360 - (value - min(ys)) * scale[1]), f"{value:.3g}", "black", anchor="rm")
-    pen.text((600, 370), f"update {max(xs)}", "black", anchor="rm")
+    names = [name for name in rows[0] if name.startswith(("loss", "bound"))]
+    values = [float(row[name]) for row in rows for name in names if row[name]] or [0.0]
+    low, last, picture = min(values), int(rows[-1]["step"]), Image.new("RGB", (640, 400), "white")
+    height, pen = max(values) - low or 1, ImageDraw.Draw(picture)
+    pen.text((20, 375), f"{low:.3g} to {max(values):.3g}, over {last:,} updates", "black")
+    for i, (name, colour) in enumerate(zip(names, ("navy", "firebrick", "green", "orange"))):
+        pen.text((20 + 150 * i, 10), name, colour)
+        line = [(int(row["step"]) / last, (float(row[name]) - low) / height)
+                for row in rows if row[name]]
+        pen.line([(20 + 600 * x, 360 - 320 * y) for x, y in line], colour, width=2)
     picture.save(folder / "losses.png")
 
 
@@ -131,10 +128,10 @@ def load_checkpoint(path, script=None):
 def build_nets(path, checkpoint):
     """-> the script's module, args, and nets with the checkpoint's weights; InputError if unfit."""
     script = checkpoint["script"]
-    known = re.fullmatch("[a-z_]+", script) and Path(__file__).with_name(f"{script}.py").is_file()
-    if not known:
-        raise InputError(f"{path} is a run of {script!r}, and no such script is next to metrics.py")
     with explained(f"{path} does not fit {script}.py: use the version that wrote it"):
+        file = Path(__file__).with_name(f"{script}.py")
+        if not re.fullmatch("[a-z_]+", script) or not file.exists():
+            raise ValueError("there is no such script next to metrics.py")
         module, args = importlib.import_module(script), argparse.Namespace(**checkpoint["args"])
         for name in ("batch_size", "size", "channels"):
             value = getattr(args, name)
@@ -147,36 +144,28 @@ def build_nets(path, checkpoint):
     return module, args, nets
 
 
-def load_run(path, device="cpu", steps=None):
-    """-> the `Run` in a folder or checkpoint file, ready to sample and judge; InputError if none.
-
-    RUN@7, or steps=7: a recurrent model is drawn in 7 steps (GRAN, Table 4).
-    """
-    run, _, number = str(path).rpartition("@")
-    if number.isdecimal() and not Path(path).exists():
-        path, steps = run, int(number)
-    return Run(path, torch.device(device), steps)
-
-
 class Run:
-    """A trained model as the measures see it.
+    """A trained model as the measures see it: the run in a folder or checkpoint file.
 
-    Attributes: nets, args, step, script, name; conditional: it draws by label; classes: label k is
-    classes[k]; shape of an image; logits(x, labels=None): D's, (n,), positive is real; None without
-    a discriminator.
+    RUN@7, or steps=7: a recurrent model, drawn in 7 steps (GRAN, Table 4). conditional: it draws by
+    label; classes: label k is classes[k]; logits(x): D's (n,), positive is real, or None without a
+    discriminator that needs no labels. InputError if there is no such run.
     """
 
-    def __init__(self, path, device, steps):
+    def __init__(self, path, device="cpu", steps=None):
+        run, _, number = str(path).rpartition("@")
+        if number.isdecimal() and not Path(path).exists():
+            path, steps = run, int(number)
         checkpoint, folder = load_checkpoint(path), Path(path).resolve()
         self.module, self.args, self.nets = build_nets(path, checkpoint)
         self.script, self.step = checkpoint["script"], checkpoint["step"]
-        self.device, self.steps = device, steps
+        self.device, self.steps = torch.device(device), steps
         self.name = (folder if folder.is_dir() else folder.parent).name + f"@{steps}" * bool(steps)
         self.shape = (self.args.channels, self.args.size, self.args.size)
         self.conditional = bool(getattr(self.args, "conditional", False))
         self.classes = getattr(self.args, "class_names", None) or []
         self.snapshots = checkpoint.get("D_snapshots") or []
-        self.logits = self._logits if "D" in self.nets else None
+        self.logits = self._logits if "D" in self.nets and not self.conditional else None
         if steps is not None and not (hasattr(self.module, "canvases") and steps > 0):
             raise InputError(f"{path}@{steps}: {self.script}.py cannot draw in that many steps")
         if self.step <= (getattr(self.args, "vae_iters", None) or 0):
@@ -196,26 +185,23 @@ class Run:
                                   self.args.batch_size, **more)
 
     @torch.no_grad()
-    def _logits(self, x, labels=None):
-        """Real and generated images are given apart, in whole batches of the training's size, as D
-        met them: its batch norm needs both."""
-        if self.conditional and labels is None:
-            raise ValueError(f"labels: the discriminator of {self.name} needs them")
-        size, out, given = self.args.batch_size, [], [x, labels] if self.conditional else [x]
-        for start in range(0, len(x), size):
-            index = torch.arange(start, start + size) % len(x)
-            batch = [part[index.to(part.device)].to(self.device) for part in given]
-            out.append(self.nets["D"](*batch).float().cpu())
-        return torch.cat(out)[: len(x)]
+    def _logits(self, x):
+        """In whole batches, real and generated apart, as D met them: its batch norm needs both."""
+        size = self.args.batch_size
+        index = torch.arange(math.ceil(len(x) / size) * size, device=x.device) % len(x)
+        batches = (x[some].to(self.device) for some in index.split(size))
+        return torch.cat([self.nets["D"](batch).float().cpu() for batch in batches])[: len(x)]
 
-    def judge(self, x, labels=None):
-        """`logits` of D at each of the last updates that the run kept, and as it is, (k, n)."""
+    def judge(self, x):
+        """`logits` of D at each of the last updates that the run kept, and at its end, (k, n)."""
         D, found = self.nets["D"], []
-        last = {name: value.clone() for name, value in D.state_dict().items()}
-        for state in [*self.snapshots, last]:
+        for state in [*self.snapshots, copy.deepcopy(D.state_dict())]:
             D.load_state_dict(state)
-            found.append(self.logits(x, labels))
+            found.append(self.logits(x))
         return torch.stack(found)
+
+
+load_run = Run  # load_run(path, device="cpu", steps=None)
 
 
 def restore_run(path, nets, optimisers, kept=None):
@@ -242,7 +228,7 @@ def restore_run(path, nets, optimisers, kept=None):
 def resumed_args(parser, argv, script, free=()):
     """The args of the run that --resume names; what is typed wins, and each change is said.
 
-    Only FREE and the names in `free` may change: the others would make it another model.
+    Only FREE and `free` may change: the others would make it another model.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     resume = parser.parse_args(argv).resume
@@ -371,18 +357,17 @@ def gam_from_errors(e1_test, e2_test, e1_fake, e2_fake, n=None, tolerance=0.3, e
                     e2_train=None):
     """GAM, eqs. 10 and 11 of Im et al. 2016 (arXiv:1602.05110), from error rates in [0, 1].
 
-    e1_test: share of the test images that D1 calls generated; e1_fake: share of G2's samples that
-    D1 calls real; e2_*: D2's, on G1's samples. r_test = e1_test / e2_test, r_sample = e1_fake /
-    e2_fake, 0 / 0 being 1. winner: "M1" if r_sample < 1, "M2" if > 1, else "tie"; "tie" also where
-    r_test is not within a factor of 1 + tolerance of 1 (the paper's are 0.79 to 1.29).
-    n, samples of each: the 95 % interval of r_sample, for the choice of images, not for another
-    training (Katz; a count of 0 enters as 1/2). e1_train, e2_train: errors on training images;
-    winner_overfit takes r_overfit = (e1_test / e1_train) / (e2_test / e2_train) for r_test.
+    e1_test, e1_train: shares of the test and training images that D1 calls generated; e1_fake: of
+    G2's samples that D1 calls real; e2_*: D2's, on G1's samples. 0 / 0 is 1. winner: "M1" if
+    r_sample < 1, "M2" if > 1, "tie" also where r_test is not within a factor of 1 + tolerance of 1
+    (the paper's are 0.79 to 1.29); winner_overfit takes r_overfit, the ratio of the Ds' own test to
+    training errors, for r_test. n, samples of each: the 95 % interval of r_sample for the choice
+    of images, not for another training (Katz; a count of 0 enters as 1/2).
     """
     rates = {"e1_test": e1_test, "e2_test": e2_test, "e1_fake": e1_fake, "e2_fake": e2_fake}
-    for name, value in (rates | {"tolerance": min(tolerance, 1)}).items():
+    for name, value in rates.items():
         if not 0 <= value <= 1:
-            raise ValueError(f"{name}: error rates are in [0, 1], a tolerance is not below 0")
+            raise ValueError(f"{name}: error rates are in [0, 1], not {value}")
     r_sample = _ratio(e1_fake, e2_fake)
 
     def verdict(fairness):
@@ -409,11 +394,11 @@ def error_rates(runs, test_images, n=10000, seed=0, train_images=None):
     samples that D_i calls real; auc[i]: chance that D_i ranks a test image above a sample of its
     own G. None without a D. At most n shuffled images. InputError where no battle is possible.
     """
+    from scipy.stats import mannwhitneyu  # slow to import
+
     generator = torch.Generator().manual_seed(seed)
     if not any(run.logits for run in runs):
-        raise InputError("none of the runs has a discriminator of images: no battle")
-    if any(run.conditional for run in runs):
-        raise InputError("conditional runs have no battle: each D wants labels of its own")
+        raise InputError("none of the runs has a discriminator of images alone: no battle")
 
     def judge(images, name):  # -> logits (k, n) of each D
         images = _unit(check_array(images, name, images=True))
@@ -426,12 +411,9 @@ def error_rates(runs, test_images, n=10000, seed=0, train_images=None):
     def wrong(logits, real):
         return None if logits is None else ((logits > 0) != real).double().mean().item()
 
-    def auc(real, fake):  # Mann and Whitney's statistic; a tie is half
-        if real is None:
-            return None
-        fake = fake.sort().values
-        ranks = torch.searchsorted(fake, real) + torch.searchsorted(fake, real, right=True)
-        return ranks.double().mean().item() / 2 / fake.shape[1]
+    def auc(real, fake):
+        wins = real is not None and mannwhitneyu(real.double(), fake.double(), axis=1).statistic
+        return None if real is None else wins.mean() / real.shape[1] / fake.shape[1]
 
     test = judge(test_images, "test_images")
     train = [None] * len(runs) if train_images is None else judge(train_images, "train_images")
@@ -444,8 +426,7 @@ def error_rates(runs, test_images, n=10000, seed=0, train_images=None):
 def gam(run_a, run_b, test_images, n=10000, seed=0, tolerance=0.3, train_images=None):
     """The battle of two runs: their `error_rates`, and `gam_from_errors` of them.
 
-    If one has no discriminator: {error}, that of the other's D on its samples (GRAN, Table 3), and
-    winner None. InputError if neither has one.
+    If one has no discriminator: the error of the other's on its samples (GRAN, Table 3), no winner.
     """
     rates = error_rates([run_a, run_b], test_images, n, seed, train_images)
     return battle_of(rates, [0], [1], tolerance, n)
@@ -471,10 +452,8 @@ def battle_of(rates, first, second, tolerance, n=None):
 
 
 def check_array(x, name, least=1, images=False):
-    """x as a tensor without gradient: feature rows (n, d), or images. ValueError names the fix.
-
-    Rows hold any finite numbers. With more than two dimensions, or if `images`, x holds images:
-    (n, C, H, W), C = 1 or 3, uint8 or floats in [0, 1].
+    """x as a tensor without gradient: rows (n, d) of any finite numbers, or, if `images` or of more
+    dimensions, images (n, C, H, W), C = 1 or 3, uint8 or floats in [0, 1]. ValueError with the fix.
     """
     def refuse(condition, text):
         if condition:
@@ -496,8 +475,8 @@ def check_array(x, name, least=1, images=False):
     refuse((images or x.ndim == 4) and (x.ndim != 4 or shape[1] not in (1, 3)),
            f"images are (n, C, H, W), C = 1 or 3, not {shape}: for (n, H, W, C) permute (numpy: "
            "transpose) (0, 3, 1, 2)")
-    fix = ("multiply by 255" if is_byte else "use (x + 1) / 2" if low < 0 and high < 1.1
-           else "divide by 255")
+    fix = "use (x + 1) / 2" if low < 0 and high < 1.1 else "divide by 255"
+    fix = "multiply by 255" if is_byte else fix
     refuse(high == 1 if is_byte else not is_float or low < -1e-4 or high > 1 + 1e-4,
            f"images are uint8, 0 to 255, or floats in [0, 1]; these are {x.dtype}, {low:.3g} to "
            f"{high:.3g}: {fix}, or flatten(1) if they are feature rows")
@@ -532,15 +511,13 @@ def frechet_distance(mu1, cov1, mu2, cov2):
     Means (d,), covariances (d, d) -> float. With C = R R', tr (C1 C2)^(1/2) is the sum of the
     singular values of R1' R2. ValueError for shapes that do not fit and for NaN.
     """
-    given = {"mu1": mu1, "cov1": cov1, "mu2": mu2, "cov2": cov2}
-    given = {name: torch.as_tensor(value).detach().double() for name, value in given.items()}
-    d, roots = len(given["mu1"]), []
-    for name, value in given.items():
-        if value.shape != ((d,) if "mu" in name else (d, d)) or not value.isfinite().all():
-            raise ValueError(f"{name}: means are (d,), covariances (d, d), all finite, d = {d}; "
-                             f"this is of shape {tuple(value.shape)}")
-    total = (given["mu1"] - given["mu2"]).square().sum()
-    for cov in (given["cov1"], given["cov2"]):
+    given = [torch.as_tensor(value).detach().double() for value in (mu1, cov1, mu2, cov2)]
+    shapes, d, roots = [tuple(value.shape) for value in given], len(given[0]), []
+    if shapes != [(d,), (d, d)] * 2 or not all(value.isfinite().all() for value in given):
+        raise ValueError("mu1, cov1, mu2, cov2: means are (d,), covariances (d, d), all finite; "
+                         f"these are of shapes {shapes}")
+    total = (given[0] - given[2]).square().sum()
+    for cov in given[1::2]:
         values, axes = torch.linalg.eigh(cov)
         keep = values > torch.finfo(cov.dtype).eps * d * values[-1]  # less is rounding
         roots.append(axes[:, keep] * values[keep].sqrt())
@@ -583,25 +560,22 @@ def mmd(x, y, kernel="rbf", bandwidth=None, unbiased=False):
     """Squared maximum mean discrepancy of rows x (n, ...), y (m, ...) (Gretton et al. 2012, eq. 5).
 
     mean k(x, x') + mean k(y, y') - 2 mean k(x, y), with the pairs x = x' (biased, DRAW-GAN's form)
-    or without (unbiased: eq. 3, may be negative). Kernels, of rows of d numbers:
-        rbf         exp(-|x - y|^2 / (2 bandwidth^2))
-        polynomial  (x'y / d + 1)^3; unbiased, on Inception features: KID (Binkowski et al. 2018)
-    bandwidth: by default median_distance(y), the same for all models if y holds the real images.
+    or without (unbiased: eq. 3). k: "rbf", exp(-|x - y|^2 / (2 bandwidth^2)), by default with
+    median_distance(y), the same for all models if y holds the real images; or "polynomial", (x'y /
+    d + 1)^3: unbiased, on Inception features, the KID (Binkowski et al. 2018).
     """
-    x, y = _pair(x, y, least=2 if unbiased else 1)
-    x, y, d = x.double(), y.double(), x.shape[1]
+    x, y = (z.double() for z in _pair(x, y, least=2 if unbiased else 1))
+    if kernel not in ("rbf", "polynomial"):
+        raise ValueError(f"kernel: rbf or polynomial, not {kernel!r}")
     if kernel == "rbf":
-        sigma = median_distance(y) if bandwidth is None else bandwidth
+        sigma, centre = median_distance(y) if bandwidth is None else bandwidth, y.mean(0)
         if not 0 < sigma < math.inf:
             raise ValueError(f"bandwidth: must be above 0, not {bandwidth}")
-        centre = y.mean(0)  # moves both: changes only the rounding
-        x, y = (x - centre) / sigma, (y - centre) / sigma
-    elif kernel != "polynomial":
-        raise ValueError(f"kernel: rbf or polynomial, not {kernel!r}")
+        x, y = (x - centre) / sigma, (y - centre) / sigma  # moving both changes only the rounding
 
     def k(a, b):
         if kernel == "polynomial":
-            return (a @ b.T / d + 1).pow_(3)
+            return (a @ b.T / a.shape[1] + 1).pow_(3)
         return torch.cdist(a, b).square_().mul_(-0.5).exp_()
 
     def mean(x, y):
@@ -624,23 +598,18 @@ def rdd(x, ref, labels=None, ref_labels=None):
     labels (n,), ref_labels (m,) the {label: ratio} and their plain average (Table VI), without, the
     ratio of all images and {}. 1 is ideal, less is too uniform, more is noise; 0 / 0 is 1.
     """
+    def ratio(x, ref):
+        return _ratio(*(rows.double().var(0, correction=0).sum().item() for rows in (x, ref)))
+
     x, ref = _pair(x, ref, ("x", "ref"))
-    if (labels is None) != (ref_labels is None):
-        raise ValueError("labels, ref_labels: give both or neither")
-
-    def ratio(x, ref, of=""):
-        if not len(x):
-            raise ValueError(f"x{of}: has no image")
-        a, b = (rows.double().var(0, correction=0).sum().item() for rows in (x, ref))
-        if a > b == 0:
-            raise ValueError(f"ref{of}: all images are equal: there is no spread to divide by")
-        return _ratio(a, b)
-
     if labels is None:
         return {"mean": ratio(x, ref), "per_class": {}}
     labels, ref_labels = (torch.as_tensor(some).to(x.device) for some in (labels, ref_labels))
-    ratios = {label: ratio(x[labels == label], ref[ref_labels == label], f" of label {label}")
-              for label in ref_labels.unique().tolist()}
+    ratios = {}
+    for label in ref_labels.unique().tolist():
+        if not (labels == label).any():
+            raise ValueError(f"labels: x has no image of label {label}")
+        ratios[label] = ratio(x[labels == label], ref[ref_labels == label])
     return {"mean": sum(ratios.values()) / len(ratios), "per_class": ratios}
 
 
@@ -650,9 +619,9 @@ def rdd(x, ref, labels=None, ref_labels=None):
 def nearest(x, k, queries=None):
     """The k nearest rows of x (n, ...) for each query -> distances float64, indices int64 (m, k).
 
-    Euclidean, ascending, equal ones by index. Without queries: of each row of x, which leaves out
-    itself, but not its duplicates. Candidates come from float32 products; their distances, and all
-    where rounding might hide a nearer row, are exact in float64.
+    Euclidean, ascending, equal ones by index; without queries, of each row of x among the others.
+    Exact in float64: float32 products choose the candidates, where rounding cannot hide a nearer
+    row.
     """
     rows = check_array(x, "x").flatten(1)
     asked = rows if queries is None else _pair(x, queries, ("x", "queries"))[1]
@@ -696,12 +665,11 @@ def _distances(a, b):  # by differences, in float64: exact for close rows too
 def knn_misclassification(real_train, fake_train, real_test, fake_test, k=5):
     """How often k nearest neighbours take real for generated and back (DRAW-GAN, section IV-B).
 
-    They are found in the training rows, as many real as generated, for each test row. -> {fnr:
-    share of the real called generated, fpr: of the generated called real, max: the paper's figure,
-    balanced: the mean, min}. 0.5 is ideal, 0 fully separable; max is no quality (noise gets 1).
-    Neighbours at one distance share the votes left; an even vote is half a mistake. A test row with
-    more exact copies in the other kind than in its own passes over one of them: of a folder against
-    itself, each image may have its copy in the training rows, and never itself.
+    -> {fnr: share of the real test rows called generated, fpr: of the generated called real, max:
+    the paper's figure, balanced: the mean, min}. 0.5 is ideal, 0 fully separable; max is no quality
+    (noise gets 1). Neighbours at one distance share the votes left; an even vote is half a mistake.
+    A test row with more copies in the other kind than in its own passes over one: in a folder
+    against itself, an image's copy may be a training row, and never itself.
     """
     train, test, is_real, asked = _real_and_fake(real_train, fake_train, real_test, fake_test)
     if not 1 <= k <= len(train):
@@ -731,9 +699,9 @@ def bayes_misclassification(real_train, fake_train, real_test, fake_test):
         raise ValueError("real_train, fake_train: all rows are equal")
     scores = []
     for rows in (train[is_real].double(), train[~is_real].double()):
-        mean, var = rows.mean(0), rows.var(0, correction=0) + smoothing
-        parts = [((part.double() - mean).square() / var).sum(1) for part in test.split(1024)]
-        scores.append(math.log(len(rows)) - var.log().sum() / 2 - torch.cat(parts) / 2)
+        normal = Normal(rows.mean(0), (rows.var(0, correction=0) + smoothing).sqrt())
+        parts = [normal.log_prob(part.double()).sum(1) for part in test.split(1024)]
+        scores.append(math.log(len(rows)) + torch.cat(parts))
     return _mistakes(scores[0] - scores[1], asked)
 
 
@@ -757,10 +725,10 @@ def _mistakes(lead, is_real):
 def intrinsic_dimension(x, k=20, average="levina"):
     """Maximum-likelihood dimension of rows x (n, ...) (Levina, Bickel 2005; DE-GAN, eqs. 15-17).
 
-    With T_j the distance of x_i to its j-th neighbour, m_k(x_i) = (mean_{j<k} log T_k / T_j)^-1
-    (eq. 15). average "levina": the mean of m_k (eq. 16), (k-1) / (k-2) too large; "mackay": one
-    over the mean of 1 / m_k (MacKay, Ghahramani 2005). A list of k gives {k: dimension}: in finite
-    data there is no limit for large k (eq. 17). Equal rows count once.
+    m_k(x_i) = 1 / mean_{j<k} log T_k / T_j (eq. 15), T_j the distance to the j-th neighbour; equal
+    rows count once. average "levina": the mean of m_k (eq. 16), (k-1) / (k-2) too large; "mackay":
+    1 / mean of 1 / m_k (MacKay, Ghahramani 2005). A list of k gives {k: dimension}: finite data
+    have no limit for large k (eq. 17).
     """
     rows = check_array(x, "x", least=3).flatten(1).unique(dim=0)
     ks, curve = k if isinstance(k, (list, tuple)) else [k], {}
@@ -783,8 +751,8 @@ def intrinsic_dimension(x, k=20, average="levina"):
 class Classifier(nn.Module):
     """Reads a data set's classes: images (B, C, S, S) in [0, 1] -> logits (B, classes).
 
-    features: its penultimate layer (B, 128). labels (classes,): the labels in the order of the
-    logits. test_error: the share of the test images that it misreads.
+    features: its penultimate layer (B, 128); labels (classes,): in the order of the logits;
+    test_error: the share of the test images that it misreads.
     """
 
     def __init__(self, channels, size, labels):
@@ -866,7 +834,7 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
         net = train_classifier(images, labels, device=device)
         net.test_error = 1 - test_accuracy(net, *test) if len(test[1]) else math.nan
         about = argparse.Namespace(test_error=net.test_error)
-        with contextlib.suppress(OSError):  # a read-only folder: trained again the next time
+        with contextlib.suppress(InputError):  # a read-only folder: trained again the next time
             save_run(folder, "classifier", about, 0, {"net": net}, {})
     return net.to(device, memory_format=torch.channels_last).eval()
 
@@ -893,45 +861,38 @@ def reading(classifier, rows, labels=None):
     return found
 
 
-INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
-INCEPTION_URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-
-
-class Inception(nn.Module):
-    """The FID's network: images (B, 1 or 3, H, W) in [0, 1] -> features (B, 2048).
-
-    Inception-v3 with the weights of 2015-12-05 as in pytorch-fid: torchvision's, but average pools
-    do not count the padding, and the last one is a max pool.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.net = tv.Inception3(num_classes=1008, aux_logits=False, init_weights=False)
-
-        def repool(block, inputs, out):  # the pooling branch is the block's last
-            last = block is self.net.Mixed_7c
-            pool = nn.MaxPool2d(3, 1, 1) if last else nn.AvgPool2d(3, 1, 1, count_include_pad=False)
-            own = block.branch_pool(pool(inputs[0]))
-            return torch.cat([out[:, : -own.shape[1]], own], 1)
-
-        for block in self.net.children():
-            if hasattr(block, "branch_pool"):
-                block.register_forward_hook(repool)
-
-    def forward(self, x):
-        x = F.interpolate(x.expand(-1, 3, -1, -1), (299, 299), mode="bilinear", align_corners=False)
-        return self.net(2 * x - 1)
+INCEPTION = ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+             "pt_inception-2015-12-05-6726825d.pth")
 
 
 def inception(device="cpu"):
-    """The `Inception` network with the weights in torch hub's cache, or downloaded to it."""
-    module, file = Inception(), Path(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
-    with explained(f"no Inception weights in {file}: put {INCEPTION_URL}{INCEPTION_FILE} there"):
-        state = torch.hub.load_state_dict_from_url(  # compares the hash in the name
-            INCEPTION_URL + INCEPTION_FILE, map_location="cpu", check_hash=True)
-        module.net.load_state_dict(state)
-    module.net.fc = nn.Identity()
-    return module.eval().to(device, memory_format=torch.channels_last)
+    """The FID's network: images (B, 1 or 3, H, W) in [0, 1] -> features (B, 2048).
+
+    Inception-v3 as in pytorch-fid: torchvision's, but average pools do not count the padding, and
+    the last one is a max pool. Its weights of 2015-12-05 are downloaded once to torch hub's cache.
+    """
+    net, file = tv.Inception3(1008, False, init_weights=False), INCEPTION.rpartition("/")[2]
+    place = Path(torch.hub.get_dir(), "checkpoints", file)
+    with explained(f"no Inception weights in {place}: put {INCEPTION} there"):
+        net.load_state_dict(torch.hub.load_state_dict_from_url(  # checks the hash in the name
+            INCEPTION, map_location="cpu", check_hash=True))
+
+    def resize(net, images):
+        x = images[0].expand(-1, 3, -1, -1)
+        return 2 * F.interpolate(x, (299, 299), mode="bilinear", align_corners=False) - 1
+
+    def repool(block, inputs, out):  # the pooling branch is the block's last
+        last = block is net.Mixed_7c
+        pool = nn.MaxPool2d(3, 1, 1) if last else nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+        own = block.branch_pool(pool(inputs[0]))
+        return torch.cat([out[:, : -own.shape[1]], own], 1)
+
+    net.register_forward_pre_hook(resize)
+    for block in net.children():
+        if hasattr(block, "branch_pool"):
+            block.register_forward_hook(repool)
+    net.fc = nn.Identity()
+    return net.eval().to(device, memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -977,8 +938,8 @@ class Images:
 
 def is_images(text):
     """Whether it names a .npy or .npz file or a folder of images, and not a run."""
-    folder = Path(text).is_dir() and not Path(text, "checkpoint.pt").exists()
-    return folder or text.endswith((".npy", ".npz"))
+    is_folder = Path(text).is_dir() and not Path(text, "checkpoint.pt").exists()
+    return is_folder or text.endswith((".npy", ".npz"))
 
 
 def read_arrays(path):
@@ -1042,7 +1003,6 @@ def real_images(args, runs):
 
 
 def progress(text):
-    """Progress, on stderr."""
     print(f"{text} ...", file=sys.stderr, flush=True)
 
 
@@ -1065,9 +1025,8 @@ def measure(images, real, kind="pixels", net=None, labels=None, real_labels=None
             real_features=None):
     """All measures of images (n, C, H, W) against real ones, both shuffled -> floats and dicts.
 
-    FID on `features` of `kind` by `net`; MMD, kNN, Bayes and rdd on pixels; how a classifier `net`
-    reads them. rdd is per class where both sides have 20 images of a label or more. fid_spread,
-    mmd_spread: standard errors. bandwidth (MMD's) and real_features are found where not given.
+    FID on `features` of `kind` by `net`, others on pixels; *_spread: standard errors. rdd is per
+    class where both sides have 20 images of a label. bandwidth is MMD's.
     """
     _pair(images, real, ("images", "real"), least=10)
     images, real = (_unit(check_array(x, "images", images=True)) for x in (images, real))
@@ -1112,17 +1071,13 @@ SMALL = 2000  # training images: a classifier of fewer knows them by heart
 
 def draw(source, n, seed, mix, classes):
     """-> n images, and their labels as places in `classes`, or None. mix: the real labels."""
-    progress(f"{source.name}: {n} images and their measures")
     if isinstance(source, Images):
         images, labels = source.shuffled(n, seed)
         return images, relabel(labels, source.classes, classes)
-    if not source.conditional:
-        return source.sample(n, seed=seed), None
-    labels = relabel(mix, classes, source.classes)
+    labels = relabel(mix, classes, source.classes) if source.conditional else mix[:0]
     labels = labels[(labels >= 0) & (labels < len(source.classes))]
-    if not len(labels):
-        progress(f"{source.name} has none of the data set's classes: its own are drawn equally")
-        labels = torch.arange(len(source.classes))
+    if not len(labels):  # a conditional run that knows none of the classes draws its own in turn
+        return source.sample(n, seed=seed), None
     labels = labels[torch.arange(n) % len(labels)]
     return source.sample(n, labels, seed), relabel(labels, source.classes, classes)
 
@@ -1137,9 +1092,7 @@ def eval_command(args):
     train, test = real_images(args, runs.values())
     sources = [runs.get(text) or read_images(os.path.abspath(text), train.shape[-1])
                for text in args.source]
-    for text, source in zip(args.source, sources):
-        if [other.name for other in sources].count(source.name) > 1:
-            source.name = text
+    for source in sources:
         if isinstance(source, Images) and source.shape[0] < train.shape[0]:
             source.images = source.images.expand(-1, 3, -1, -1)  # grey against colour
         if source.shape != train.shape:
@@ -1151,10 +1104,9 @@ def eval_command(args):
 
     labelled = len(train.labels[train.labels >= 0].unique()) > 1
     enough = labelled and len(test.images) and len(train.images) >= SMALL
-    kind, net, error = args.features or ("classifier" if enough else "pixels"), None, math.nan
+    kind, net = args.features or ("classifier" if enough else "pixels"), None
     if kind == "classifier":
         net = classifier_of(args.dataset, args.data_dir, args.size, args.device)
-        error = net.test_error
     if kind == "inception":
         net = inception(args.device)
     progress(f"{kind} features of {n} training images")
@@ -1169,18 +1121,17 @@ def eval_command(args):
         rows = [{"name": "halves of the real"}
                 | measure(real[:half], real[half:], kind, net, mix[:half], mix[half:], sigma)]
     for source in sources:
+        progress(f"{source.name}: {n} images and their measures")
         images, labels = draw(source, n, args.seed, mix, train.classes)
         found = measure(images, real, kind, net, labels, mix, sigma, known)
         rows.append({"name": source.name} | found)
     print(f"\n{args.dataset}, {train.shape[-1]} px: against {n} training images, seed {args.seed}\n"
           f"FID on {kind} ({known.shape[1]} numbers), others on pixels; sigma {sigma:.2f}")
-    if math.isfinite(error):
-        print(f"the classifier misreads {error:.2%} of the held-out images that have a label")
-    print()
+    if kind == "classifier":
+        print(f"the classifier misreads {net.test_error:.2%} of the labelled held-out images\n")
     print_table(EVAL, rows)
     print(EVAL_NOTES)
-    return {"n": n, "features": kind, "bandwidth": sigma, "rows": rows,
-            "classifier_test_error": error}
+    return {"n": n, "features": kind, "bandwidth": sigma, "rows": rows}
 
 
 def eval_statistics(args, mu, sigma):
@@ -1244,7 +1195,6 @@ def gam_command(args):
     print(f"\n{args.dataset}: {args.n} samples of each, {len(test.images)} test images, seed "
           f"{args.seed}; D at logit 0, real and generated apart\n")
     print_table(JUDGES, judges)
-    print()
     print_table(GAM, battles)
     print(GAM_NOTES.format(1 + args.tolerance))
     return {"n": args.n, "tolerance": args.tolerance, "runs": [run.name for run in runs],
@@ -1254,7 +1204,7 @@ def gam_command(args):
 def dim_command(args):
     """The intrinsic dimension of a data set's training images over k."""
     train = read_images(args.dataset, args.size, args.data_dir or "data", "train")
-    x, ks = train.shuffled(args.n, args.seed)[0].flatten(1).to(args.device), sorted(args.k)
+    x, ks = train.shuffled(args.n, args.seed)[0].flatten(1).to(args.device), [10, 20, 50, 100]
     progress(f"{ks[-1]} neighbours of each of {len(x)} images")
     levina, mackay = (intrinsic_dimension(x, ks, name) for name in ("levina", "mackay"))
     rows = [{"k": k, "levina": levina[k], "mackay": mackay[k]} for k in ks]
@@ -1264,14 +1214,11 @@ def dim_command(args):
     return {"n": len(x), "dimension": rows}
 
 
-def at_least(low, kind=int):
-    """A type for argparse: a number from `low`."""
-    def number(text):
-        if not low <= kind(text) < 2**63:
-            raise argparse.ArgumentTypeError(f"must be {low} or more, not {text}")
-        return kind(text)
-
-    return number
+def positive(text):
+    """A type for argparse: a whole number above 0."""
+    if not 0 < int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return int(text)
 
 
 def parse_args(argv=None):
@@ -1287,22 +1234,20 @@ def parse_args(argv=None):
         if name != "dim":
             add("source", nargs="+", type=data.path, help="a run (RUN@7: drawn in 7 steps); for "
                 "eval also a folder of images, .npy or .npz")
-        add("--dataset", type=data.path, default="digits" if name == "dim" else None, help="a "
-            "name, a folder, .npz images, or a .npz of Inception's mu and sigma [the runs' own]")
-        add("--data-dir", type=data.path, help="where data sets are kept [the runs' own, or data]")
-        add("--size", type=at_least(1), help="side of the images [the runs', the data set's]")
-        add("--n", type=at_least(1), default=10**9 if name == "dim" else 10000, help="images, at "
-            "most [10,000; dim: all]")
-        add("--seed", type=at_least(0), default=0, help="of samples and shuffling [%(default)s]")
+        default = "digits" if name == "dim" else None
+        add("--dataset", type=data.path, default=default, help="a name, a folder, .npz images, or "
+            "a .npz of Inception's mu and sigma [the runs'; dim: digits]")
+        add("--data-dir", type=data.path, help="where data sets are kept [the runs', or data]")
+        add("--size", type=positive, help="side of the images [the runs', the data set's]")
+        add("--n", type=positive, default=10000, help="images, at most [10,000]")
+        add("--seed", type=int, default=0, help="of samples and shuffling [%(default)s]")
         add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         add("--json", type=data.path, metavar="FILE", help="write all figures there too")
         if name == "eval":
             add("--features", choices=["classifier", "pixels", "inception"],
                 help=f"of the FID [classifier; pixels without labels or below {SMALL:,} images]")
         if name == "gam":
-            add("--tolerance", type=at_least(0, float), default=0.3, help="of r_test [%(default)s]")
-        if name == "dim":
-            add("--k", type=at_least(2), nargs="+", default=[10, 20, 50, 100], help="neighbours")
+            add("--tolerance", type=float, default=0.3, help="of r_test [%(default)s]")
     return parser.parse_args(argv)
 
 
