@@ -60,12 +60,13 @@ def explained(text):
 
 
 def save_run(folder, script, args, step, nets, optimisers, **extra):
-    """Write folder/checkpoint.pt, all that sampling and resuming need, and draw losses.png.
+    """Write folder/checkpoint.pt, all that sampling and resuming need, args.json and losses.png.
 
     nets, optimisers: dicts of objects with a state_dict; extra: further entries. A run killed at
     any moment keeps its last checkpoint. FloatingPointError for weights that are not finite.
     """
-    folder, kept = Path(folder), kept_args(args)
+    folder = Path(folder)
+    kept = {name: value for name, value in vars(args).items() if name not in ONCE}
     states = {name: net.state_dict() for name, net in nets.items()}
     if not all(value.isfinite().all() for state in states.values() for value in state.values()):
         raise FloatingPointError(NOT_FINITE.format("weight", step, folder))
@@ -76,15 +77,12 @@ def save_run(folder, script, args, step, nets, optimisers, **extra):
                   "rng": {"cpu": torch.get_rng_state(), "cuda": cuda}}
     content = io.BytesIO()
     torch.save(checkpoint | extra, content)
-    with explained(f"{folder} keeps its last checkpoint: a new one cannot be written"):
-        with data.whole_file(folder / "checkpoint.pt") as file:
-            file.write(content.getbuffer())
+    path = folder / "checkpoint.pt"
+    with explained(f"{folder} keeps its last checkpoint"), data.whole_file(path) as file:
+        file.write(content.getbuffer())
     if (folder / "log.csv").exists():
+        (folder / "args.json").write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
         draw_losses(folder)
-
-
-def kept_args(args):
-    return {name: value for name, value in vars(args).items() if name not in ONCE}
 
 
 def draw_losses(folder):
@@ -104,10 +102,8 @@ def draw_losses(folder):
 
 
 def load_checkpoint(path, script=None):
-    """The dict of `save_run`, on the CPU; path: the run's folder or its file. Runs no code in it.
-
-    InputError if the file is missing, damaged, not ours, or of another script.
-    """
+    """The dict of `save_run`, on the CPU, of a run's folder or file. Runs no code in it.
+    InputError if the file is missing, damaged, not ours, or of another script."""
     file = Path(path, "checkpoint.pt") if Path(path).is_dir() else Path(path)
     if not file.is_file():
         why = "is not a run (no checkpoint.pt)" if Path(path).exists() else "does not exist"
@@ -184,6 +180,16 @@ class Run:
         return self.module.sample(self.nets, n, labels, torch.Generator().manual_seed(seed),
                                   self.args.batch_size, **more)
 
+    def draw(self, n, seed, mix, classes):
+        """n samples, and their labels as places in `classes`; a conditional run draws the mix of
+        such labels, or its own classes in turn where it knows none of them."""
+        labels = relabel(mix, classes, self.classes) if self.conditional else mix[:0]
+        labels = labels[(labels >= 0) & (labels < len(self.classes))]
+        if not len(labels):
+            return self.sample(n, seed=seed), None
+        labels = labels[torch.arange(n) % len(labels)]
+        return self.sample(n, labels, seed), relabel(labels, self.classes, classes)
+
     @torch.no_grad()
     def _logits(self, x):
         """In whole batches, real and generated apart, as D met them: its batch norm needs both."""
@@ -205,10 +211,8 @@ load_run = Run  # load_run(path, device="cpu", steps=None)
 
 
 def restore_run(path, nets, optimisers, kept=None):
-    """Set nets, optimisers and random states to the checkpoint's; -> its update.
-
-    Learning rates stay those the optimisers were made with. kept: a dict of extra entries, set too.
-    """
+    """Set nets, optimisers (not their learning rates), random states and `kept`, a dict of extra
+    entries, to the checkpoint's -> its update."""
     checkpoint = load_checkpoint(path)
     with explained(f"{path} does not fit {checkpoint['script']}.py: use the version that wrote it"):
         for name, net in nets.items():
@@ -227,9 +231,7 @@ def restore_run(path, nets, optimisers, kept=None):
 
 def resumed_args(parser, argv, script, free=()):
     """The args of the run that --resume names; what is typed wins, and each change is said.
-
-    Only FREE and `free` may change: the others would make it another model.
-    """
+    Only FREE and `free` may change: the others would make it another model."""
     argv = sys.argv[1:] if argv is None else list(argv)
     resume = parser.parse_args(argv).resume
     checkpoint = load_checkpoint(resume, script)
@@ -254,9 +256,7 @@ def resumed_args(parser, argv, script, free=()):
 
 def write_samples(args, steps=None):
     """--sample: write args.sample images of the run args.resume as PNG files into a new folder.
-
-    A conditional run draws its classes, or args.draw_classes, equally often, a folder for each.
-    """
+    A conditional run draws its classes, or args.draw_classes, equally often, a folder for each."""
     run = load_run(args.resume, data.open_device(args.device), steps)
     folder = Path(args.out or Path(args.resume, f"drawn-{steps}-steps" if steps else "drawn"))
     if folder.exists() and any(folder.iterdir()):
@@ -277,12 +277,10 @@ def write_samples(args, steps=None):
 
 
 def open_run(args, name):
-    """-> the folder of a run to train, locked until the process ends, and its device.
-
-    The folder is args.resume, args.out or runs/NAME-DATASET; InputError where it is taken.
-    """
+    """-> the folder of a run to train (args.resume, args.out or runs/NAME-DATASET), locked until
+    the process ends, and its device. InputError where the folder is taken."""
     device = data.open_device(args.device)
-    default = f"runs/{name}-{Path(args.dataset).resolve().name}"
+    default = f"runs/{name}-{Path(os.path.abspath(args.dataset)).name}"
     folder = Path(args.resume or args.out or default)
     with explained(f"{folder} cannot be made: give another --out"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -303,17 +301,15 @@ def open_run(args, name):
 
 
 def open_log(folder, args, nets, start, total, columns):
-    """Print the run's first line, write args.json, and cut log.csv off after update `start`.
+    """Print the run's first line and cut log.csv off after update `start`.
 
     -> log(step, sums, text, some=columns): prints text, formatted with the means of the losses
-    since the last call, and adds them to log.csv; some: their names. sums (k,) start again at 0.
+    since the last call, adds them to log.csv as the columns `some`, and sets sums (k,) to 0.
     FloatingPointError for a loss that is not finite; InputError if there is no update to make.
     """
     if start >= total:
         raise InputError(f"{folder} has its {start} updates: raise --iters or --epochs to continue")
     (folder / "samples").mkdir(exist_ok=True)
-    text = json.dumps(kept_args(args), indent=1, sort_keys=True)
-    (folder / "args.json").write_text(text + "\n")
     file, names = folder / "log.csv", ["step", *columns, "images_per_s"]
     rows = file.read_text().splitlines()[1:] if start and file.exists() else []
     rows = [row for row in rows if (at := re.match(r"\d+(?=,)", row)) and int(at[0]) <= start]
@@ -412,8 +408,10 @@ def error_rates(runs, test_images, n=10000, seed=0, train_images=None):
         return None if logits is None else ((logits > 0) != real).double().mean().item()
 
     def auc(real, fake):
-        wins = real is not None and mannwhitneyu(real.double(), fake.double(), axis=1).statistic
-        return None if real is None else wins.mean() / real.shape[1] / fake.shape[1]
+        if real is None:
+            return None
+        wins = mannwhitneyu(real.double(), fake.double(), axis=1).statistic
+        return wins.mean() / real.shape[1] / fake.shape[1]
 
     test = judge(test_images, "test_images")
     train = [None] * len(runs) if train_images is None else judge(train_images, "train_images")
@@ -425,9 +423,7 @@ def error_rates(runs, test_images, n=10000, seed=0, train_images=None):
 
 def gam(run_a, run_b, test_images, n=10000, seed=0, tolerance=0.3, train_images=None):
     """The battle of two runs: their `error_rates`, and `gam_from_errors` of them.
-
-    If one has no discriminator: the error of the other's on its samples (GRAN, Table 3), no winner.
-    """
+    If one has no discriminator: the other's error on its samples (GRAN, Table 3), no winner."""
     rates = error_rates([run_a, run_b], test_images, n, seed, train_images)
     return battle_of(rates, [0], [1], tolerance, n)
 
@@ -527,9 +523,7 @@ def frechet_distance(mu1, cov1, mu2, cov2):
 
 def fid(x, y):
     """`frechet_distance` of Gaussians fitted to rows x (n, ...) and y (m, ...); 0 for equal sets.
-
-    The FID proper is on `features` of kind "inception". Biased by about c / n: compare equal n.
-    """
+    The FID proper is on `features` of kind "inception". Biased by about c / n: compare equal n."""
     x, y = _pair(x, y, least=2)
     if len(x) + len(y) < x.shape[1]:  # the same distance, in the space that the rows span
         both = torch.cat([x, y]).double() - y.double().mean(0)
@@ -688,11 +682,8 @@ def knn_misclassification(real_train, fake_train, real_test, fake_test, k=5):
 
 
 def bayes_misclassification(real_train, fake_train, real_test, fake_test):
-    """`knn_misclassification` by Gaussian naive Bayes: independent columns, a Gaussian per class.
-
-    1e-9 of the largest variance is added to each, as in scikit-learn: columns that are constant in
-    one class, like a digit's border, then outweigh all others.
-    """
+    """`knn_misclassification` by Gaussian naive Bayes. 1e-9 of the largest variance is added to
+    each, as in scikit-learn: a column that is constant in one class outweighs all others."""
     train, test, is_real, asked = _real_and_fake(real_train, fake_train, real_test, fake_test)
     smoothing = 1e-9 * train.double().var(0, correction=0).max()
     if smoothing == 0:
@@ -758,13 +749,12 @@ class Classifier(nn.Module):
     def __init__(self, channels, size, labels):
         super().__init__()
         self.register_buffer("labels", torch.as_tensor(labels))
-        self.test_error, width, layers = math.nan, 32, []
-        kernels = [(channels, 32, 1)]
+        self.test_error, widths, strides = math.nan, [channels, 32], [1]
         while size > 8:
-            wider, size = min(2 * width, 128), (size + 1) // 2
-            kernels += [(width, wider, 2), (wider, wider, 1)]
-            width = wider
-        for k_in, k_out, stride in [*kernels, (width, 128, 1)]:
+            size, strides = (size + 1) // 2, [*strides, 2, 1]
+            widths += [min(2 * widths[-1], 128)] * 2
+        layers, widths, strides = [], [*widths, 128], [*strides, 1]
+        for k_in, k_out, stride in zip(widths, widths[1:], strides):
             layers += [nn.Conv2d(k_in, k_out, 3, stride, padding=1, bias=False),
                        nn.BatchNorm2d(k_out), nn.ReLU()]
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -814,9 +804,7 @@ def train_classifier(images, labels, updates=None, seed=0, device="cpu"):
 
 def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
     """The `Classifier` of a data set, with its test_error: trained once, kept in data_dir.
-
-    Images without a label (-1) are left out. InputError if there are no two classes.
-    """
+    Images without a label (-1) are left out. InputError if there are no two classes."""
     loaded = [data.load(dataset, data_dir, split, size=size) for split in ("train", "test")]
     (images, labels), test = ((x[y >= 0], y[y >= 0]) for x, y in loaded)
     if len(labels.unique()) < 2:
@@ -841,9 +829,7 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
 
 def test_accuracy(classifier, images, labels):
     """Share of images (n, C, S, S) that are read as their labels (n,) (DE-GAN, Table V).
-
-    Images without a label (-1) do not count; nan where none has one.
-    """
+    Images without a label (-1) do not count; nan where none has one."""
     rows = features(images, "classifier", classifier)
     return reading(classifier, rows, torch.as_tensor(labels)).get("accuracy", math.nan)
 
@@ -871,19 +857,18 @@ def inception(device="cpu"):
     Inception-v3 as in pytorch-fid: torchvision's, but average pools do not count the padding, and
     the last one is a max pool. Its weights of 2015-12-05 are downloaded once to torch hub's cache.
     """
-    net, file = tv.Inception3(1008, False, init_weights=False), INCEPTION.rpartition("/")[2]
-    place = Path(torch.hub.get_dir(), "checkpoints", file)
-    with explained(f"no Inception weights in {place}: put {INCEPTION} there"):
+    net = tv.Inception3(num_classes=1008, aux_logits=False, init_weights=False)
+    with explained(f"put {INCEPTION} into {torch.hub.get_dir()}/checkpoints"):
         net.load_state_dict(torch.hub.load_state_dict_from_url(  # checks the hash in the name
             INCEPTION, map_location="cpu", check_hash=True))
 
-    def resize(net, images):
-        x = images[0].expand(-1, 3, -1, -1)
+    def resize(net, inputs):
+        x = inputs[0].expand(-1, 3, -1, -1)
         return 2 * F.interpolate(x, (299, 299), mode="bilinear", align_corners=False) - 1
 
     def repool(block, inputs, out):  # the pooling branch is the block's last
-        last = block is net.Mixed_7c
-        pool = nn.MaxPool2d(3, 1, 1) if last else nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+        average = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+        pool = nn.MaxPool2d(3, 1, 1) if block is net.Mixed_7c else average
         own = block.branch_pool(pool(inputs[0]))
         return torch.cat([out[:, : -own.shape[1]], own], 1)
 
@@ -900,7 +885,7 @@ def features(images, kind, net=None):
     """Feature rows (n, d) float32 of images (n, C, H, W), uint8 or floats in [0, 1].
 
     kind: "pixels" (d = C H W, in [0, 1]); "classifier" (128; net is a `Classifier`); "inception"
-    (2048; net is an `Inception`). On the net's device.
+    (2048; net is that of `inception`). On the net's device.
     """
     images, layer, size = check_array(images, "images", images=True), net, 50
     if kind == "pixels":
@@ -930,10 +915,10 @@ class Images:
     def shape(self):
         return tuple(self.images.shape[1:])
 
-    def shuffled(self, n, seed):
-        """At most n images, float32 in [0, 1], and their labels."""
+    def draw(self, n, seed=0, mix=None, classes=()):
+        """At most n shuffled images, float32 in [0, 1], and their labels as places in `classes`."""
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))[:n]
-        return _unit(self.images[order]), self.labels[order]
+        return _unit(self.images[order]), relabel(self.labels[order], self.classes, classes)
 
 
 def is_images(text):
@@ -952,8 +937,8 @@ def read_arrays(path):
 def read_images(path, size=None, data_dir="data", split="all"):
     """The `Images` of a data set or a folder, at size x size, or of a .npy or .npz file.
 
-    Arrays are (n, H, W), (n, C, H, W) or (n, H, W, C): in a .npz `images`, ADM's arr_0, or the only
-    one; with `labels` or arr_1 if there are any. InputError for anything else.
+    Arrays are (n, H, W), (n, C, H, W) or (n, H, W, C): in a .npz `images`, and `labels` if there
+    are any, or ADM's arr_0 and arr_1. InputError for anything else.
     """
     name = Path(path).name
     if not Path(path).is_file():
@@ -962,10 +947,10 @@ def read_images(path, size=None, data_dir="data", split="all"):
         return Images(name, images, labels, found.classes)
     arrays = read_arrays(path)
     labels = arrays.pop("labels", arrays.pop("arr_1", None))
-    key = next((key for key in ("images", "arr_0", *arrays) if key in arrays), None)
-    if key is None or key not in ("images", "arr_0") and len(arrays) > 1:
+    images = arrays.get("images", arrays.get("arr_0"))
+    if images is None:
         raise InputError(f"{path} holds {', '.join(arrays)}: name the array of images `images`")
-    images = arrays[key][:, None] if arrays[key].ndim == 3 else arrays[key]
+    images = images[:, None] if images.ndim == 3 else images
     if images.ndim == 4 and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
     images = check_array(images, str(path), images=True)
@@ -1048,8 +1033,8 @@ def measure(images, real, kind="pixels", net=None, labels=None, real_labels=None
     if kind == "classifier":
         result |= reading(net, own, labels)
     if labels is not None and real_labels is not None:
-        shared = [c for c in real_labels.unique().tolist()
-                  if c >= 0 and min((labels == c).sum(), (real_labels == c).sum()) >= 20]
+        shared = [c for c in real_labels[real_labels >= 0].unique()
+                  if min((labels == c).sum(), (real_labels == c).sum()) >= 20]
         a, b = (torch.isin(some, torch.tensor(shared)) for some in (labels, real_labels))
         if shared:
             result["rdd"] = rdd(images[a], real[b], labels[a], real_labels[b])
@@ -1061,25 +1046,10 @@ EVAL = {"": "{name}", "n": "{n}", "FID": "{fid:.4g}±{fid_spread:.2g}",
         "kNN": "{knn[min]:.3f}", "Bayes": "{bayes[min]:.3f}", "conf.": "{mean_confidence:.1%}",
         "acc.": "{accuracy:.1%}", "rdd": "{rdd[mean]:.3f}"}
 EVAL_NOTES = """
-First row: what real images score, the best that a model can reach; Bayes stays low
-even there, and fewer images alone raise FID and MMD. FID, MMD, KID: lower is better;
-±: standard error, too large near 0. kNN, Bayes: share mistaken, the smaller of real
-and generated: 0.5 is best, 0 fully separable. conf.: how sure the classifier is;
-acc.: read as the label drawn for. rdd: 1 is best."""
+First row: what real images score; fewer images alone raise FID and MMD. FID, MMD, KID: lower is
+better, ±: standard error. kNN, Bayes: share mistaken, 0.5 is best, 0 fully separable. conf.: how
+sure the classifier is; acc.: read as the label drawn for. rdd: 1 is best."""
 SMALL = 2000  # training images: a classifier of fewer knows them by heart
-
-
-def draw(source, n, seed, mix, classes):
-    """-> n images, and their labels as places in `classes`, or None. mix: the real labels."""
-    if isinstance(source, Images):
-        images, labels = source.shuffled(n, seed)
-        return images, relabel(labels, source.classes, classes)
-    labels = relabel(mix, classes, source.classes) if source.conditional else mix[:0]
-    labels = labels[(labels >= 0) & (labels < len(source.classes))]
-    if not len(labels):  # a conditional run that knows none of the classes draws its own in turn
-        return source.sample(n, seed=seed), None
-    labels = labels[torch.arange(n) % len(labels)]
-    return source.sample(n, labels, seed), relabel(labels, source.classes, classes)
 
 
 def eval_command(args):
@@ -1109,20 +1079,20 @@ def eval_command(args):
         net = classifier_of(args.dataset, args.data_dir, args.size, args.device)
     if kind == "inception":
         net = inception(args.device)
-    progress(f"{kind} features of {n} training images")
-    real, mix = train.shuffled(n, args.seed)
+    real, mix = train.draw(n, args.seed)
     real, half = real.to(args.device), n // 2
     sigma, known = median_distance(real), features(real, kind, net)
+    progress(f"measures of {n} training images and others that are real")
     if len(test.images) >= half:
-        images, labels = test.shuffled(n, args.seed)
-        rows = [{"name": "other real images"}
-                | measure(images, real, kind, net, labels, mix, sigma, known)]
+        images, labels = test.draw(n, args.seed)
+        found = measure(images, real, kind, net, labels, mix, sigma, known)
+        rows = [{"name": "other real images"} | found]
     else:
-        rows = [{"name": "halves of the real"}
-                | measure(real[:half], real[half:], kind, net, mix[:half], mix[half:], sigma)]
+        found = measure(real[:half], real[half:], kind, net, mix[:half], mix[half:], sigma)
+        rows = [{"name": "halves of the real"} | found]
     for source in sources:
         progress(f"{source.name}: {n} images and their measures")
-        images, labels = draw(source, n, args.seed, mix, train.classes)
+        images, labels = source.draw(n, args.seed, mix, train.classes)
         found = measure(images, real, kind, net, labels, mix, sigma, known)
         rows.append({"name": source.name} | found)
     print(f"\n{args.dataset}, {train.shape[-1]} px: against {n} training images, seed {args.seed}\n"
@@ -1141,7 +1111,7 @@ def eval_statistics(args, mu, sigma):
         if Path(text).is_dir() and is_images(text) and not args.size:
             raise InputError("a folder against a statistics file: give its images' --size")
         source = read_images(text, args.size) if is_images(text) else load_run(text, args.device)
-        images, _ = draw(source, args.n, args.seed, torch.tensor([], dtype=torch.int64), [])
+        images, _ = source.draw(args.n, args.seed, torch.tensor([], dtype=torch.int64), [])
         found = frechet_distance(*stats(features(images, "inception", net).cpu()), mu, sigma)
         rows.append({"name": source.name, "n": len(images), "fid": found})
     print_table({"": "{name}", "n": "{n}", "FID": "{fid:.4g}"}, rows)
@@ -1156,11 +1126,10 @@ GAM = {"battle": "{M1} vs. {M2}", "r_test": "{r_test:.3g}", "r_sample": "{r_samp
        "all pairs": "{r_sample_range[0]:.3g} to {r_sample_range[1]:.3g}",
        "eq. 11": "{winner:s}", "overfit": "{winner_overfit:s}", "error": "{error:.3f}"}
 GAM_NOTES = """
-r_sample below 1: M1, the first, wins; above 1: M2. eq. 11: a tie unless r_test is
-within a factor of {:g} of 1; overfit: unless the Ds' ratios of test to training
-errors are, of each other. 95 %: for the choice of images, not for another training;
-all pairs: smallest and largest of two groups of runs; won: M1's and M2's by eq. 11.
-error: of the one D on the samples of a run that has none (Table 3)."""
+r_sample below 1: M1, the first, wins; above 1: M2. eq. 11: a tie unless r_test is within a factor
+of {:g} of 1; overfit: unless the Ds' ratios of test to training errors are, of each other. 95 %:
+for the choice of images, not for another training; all pairs: of two groups' runs; won: M1's and
+M2's by eq. 11. error: of the one D on the samples of a run that has none (Table 3)."""
 
 
 def gam_command(args):
@@ -1204,7 +1173,7 @@ def gam_command(args):
 def dim_command(args):
     """The intrinsic dimension of a data set's training images over k."""
     train = read_images(args.dataset, args.size, args.data_dir or "data", "train")
-    x, ks = train.shuffled(args.n, args.seed)[0].flatten(1).to(args.device), [10, 20, 50, 100]
+    x, ks = train.draw(args.n, args.seed)[0].flatten(1).to(args.device), [10, 20, 50, 100]
     progress(f"{ks[-1]} neighbours of each of {len(x)} images")
     levina, mackay = (intrinsic_dimension(x, ks, name) for name in ("levina", "mackay"))
     rows = [{"k": k, "levina": levina[k], "mackay": mackay[k]} for k in ks]
@@ -1212,13 +1181,6 @@ def dim_command(args):
     print_table({"k": "{k}", "eq. 16": "{levina:.2f}", "inverse mean": "{mackay:.2f}"}, rows)
     print("There is no limit in k (eq. 17): say k and n with any figure.")
     return {"n": len(x), "dimension": rows}
-
-
-def positive(text):
-    """A type for argparse: a whole number above 0."""
-    if not 0 < int(text) < 2**63:
-        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-    return int(text)
 
 
 def parse_args(argv=None):
@@ -1238,8 +1200,8 @@ def parse_args(argv=None):
         add("--dataset", type=data.path, default=default, help="a name, a folder, .npz images, or "
             "a .npz of Inception's mu and sigma [the runs'; dim: digits]")
         add("--data-dir", type=data.path, help="where data sets are kept [the runs', or data]")
-        add("--size", type=positive, help="side of the images [the runs', the data set's]")
-        add("--n", type=positive, default=10000, help="images, at most [10,000]")
+        add("--size", type=int, help="side of the images [the runs', the data set's]")
+        add("--n", type=int, default=10000, help="images, at most [10,000]")
         add("--seed", type=int, default=0, help="of samples and shuffling [%(default)s]")
         add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         add("--json", type=data.path, metavar="FILE", help="write all figures there too")
@@ -1254,6 +1216,8 @@ def parse_args(argv=None):
 def main(argv=None):
     with data.plain_errors("metrics.py"):
         args = parse_args(argv)
+        if min(args.n, args.size or 1) < 1:
+            raise InputError("--n and --size are 1 or more")
         if args.json and not os.access(Path(args.json).absolute().parent, os.W_OK):  # fails early
             raise InputError(f"{args.json} cannot be written: name a file in a folder of yours")
         args.device = data.open_device(args.device)

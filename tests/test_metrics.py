@@ -420,7 +420,7 @@ def test_inception_is_pytorch_fids(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     for damage in (lambda: cached.write_bytes(b"other"), cached.unlink):
         damage()
-        with pytest.raises(metrics.InputError, match=f"{cached}.*https://github.com") as error:
+        with pytest.raises(metrics.InputError, match=f"https://.* into {cached.parent}") as error:
             metrics.inception()
         assert "\n" not in str(error.value)
     assert "no network" in str(error.value)
@@ -433,6 +433,7 @@ class Model:
     """In the place of a run: draws what it is asked for out of a set of images."""
 
     logits, shape, args = None, (1, 8, 8), SimpleNamespace(dataset="bars", size=8)
+    draw = metrics.Run.draw
 
     def __init__(self, images, labels=None, classes=()):
         self.name, self.pool, self.own_labels, self.classes = "run", images, labels, list(classes)
@@ -583,7 +584,7 @@ def test_arrays_and_statistics_are_the_real_side(bars_set, monkeypatch, capsys):
 @pytest.mark.parametrize("kind", [">f4", ">f8", "f2"])
 def test_floats_of_every_kind_are_read(kind, tmp_path):
     images, labels = np.arange(64).reshape(4, 4, 4) / 64, np.array([3, 1, 2, 1], dtype=">u2")
-    np.savez(tmp_path / "a.npz", pictures=images.astype(kind), labels=labels)
+    np.savez(tmp_path / "a.npz", images=images.astype(kind), labels=labels)
     found = metrics.read_images(tmp_path / "a.npz")
     assert torch.equal(found.images.float(), torch.tensor(images[:, None]).float())
     assert found.labels.tolist() == [3, 1, 2, 1]
