@@ -5,7 +5,7 @@
     python metrics.py dim --dataset mnist
 
 Images are (n, C, H, W), uint8 or floats in [0, 1]. A measure is a plain function of tensors or
-numpy arrays that works in float64 and can be copied out. The first section keeps a run's files.
+numpy arrays that works in float64 and can be copied out.
 """
 
 import argparse
@@ -33,7 +33,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import nn
-from torch.distributions import Normal
 from torchvision.models import inception as tv
 from torchvision.utils import save_image
 
@@ -71,9 +70,9 @@ def save_run(folder, script, args, step, nets, optimisers, **extra):
     if not all(value.isfinite().all() for state in states.values() for value in state.values()):
         raise FloatingPointError(NOT_FINITE.format("weight", step, folder))
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    checkpoint = {"script": script, "args": kept, "step": step, "classes": kept.get("class_names"),
-                  "digest": kept.get("digest"), "nets": states,
+    checkpoint = {"script": script, "args": kept, "step": step, "nets": states,
                   "optimisers": {name: opt.state_dict() for name, opt in optimisers.items()},
+                  "classes": kept.get("class_names"), "digest": kept.get("digest"),
                   "rng": {"cpu": torch.get_rng_state(), "cuda": cuda}}
     content = io.BytesIO()
     torch.save(checkpoint | extra, content)
@@ -261,14 +260,13 @@ def write_samples(args, steps=None):
     folder = Path(args.out or Path(args.resume, f"drawn-{steps}-steps" if steps else "drawn"))
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: name another folder with --out")
-    classes, labels = run.classes if run.conditional else [], None
-    names = getattr(args, "draw_classes", None) or classes or [""]
-    if classes and {*names} <= {*classes}:
-        labels = torch.tensor([classes.index(name) for name in names])
-        labels = labels[torch.arange(args.sample) % len(names)]
-    elif names != [""]:
+    classes = run.classes if run.conditional else [""]
+    names = getattr(args, "draw_classes", None) or classes
+    if not {*names} <= {*classes}:
         known = ", ".join(classes) or "none (no --conditional)"
         raise InputError(f"--classes {' '.join(names)}: the run's classes are {known}")
+    labels = torch.tensor([classes.index(name) for name in names])
+    labels = labels[torch.arange(args.sample) % len(names)]
     for i, image in enumerate(run.sample(args.sample, labels, args.seed)):
         place = folder / names[i % len(names)]
         place.mkdir(parents=True, exist_ok=True)
@@ -280,8 +278,8 @@ def open_run(args, name):
     """-> the folder of a run to train (args.resume, args.out or runs/NAME-DATASET), locked until
     the process ends, and its device. InputError where the folder is taken."""
     device = data.open_device(args.device)
-    default = f"runs/{name}-{Path(os.path.abspath(args.dataset)).name}"
-    folder = Path(args.resume or args.out or default)
+    dataset = Path(os.path.abspath(args.dataset)).name
+    folder = Path(args.resume or args.out or f"runs/{name}-{dataset}")
     with explained(f"{folder} cannot be made: give another --out"):
         folder.mkdir(parents=True, exist_ok=True)
     atexit.register(lambda: folder.exists() and not any(folder.iterdir()) and folder.rmdir())
@@ -356,9 +354,8 @@ def gam_from_errors(e1_test, e2_test, e1_fake, e2_fake, n=None, tolerance=0.3, e
     e1_test, e1_train: shares of the test and training images that D1 calls generated; e1_fake: of
     G2's samples that D1 calls real; e2_*: D2's, on G1's samples. 0 / 0 is 1. winner: "M1" if
     r_sample < 1, "M2" if > 1, "tie" also where r_test is not within a factor of 1 + tolerance of 1
-    (the paper's are 0.79 to 1.29); winner_overfit takes r_overfit, the ratio of the Ds' own test to
-    training errors, for r_test. n, samples of each: the 95 % interval of r_sample for the choice
-    of images, not for another training (Katz; a count of 0 enters as 1/2).
+    (the paper's are 0.79 to 1.29); winner_overfit: by the ratio of test to training errors instead
+    of r_test. n, samples of each: r_sample's 95 % interval for the choice of images (Katz).
     """
     rates = {"e1_test": e1_test, "e2_test": e2_test, "e1_fake": e1_fake, "e2_fake": e2_fake}
     for name, value in rates.items():
@@ -384,7 +381,7 @@ def gam_from_errors(e1_test, e2_test, e1_fake, e2_fake, n=None, tolerance=0.3, e
 
 
 def error_rates(runs, test_images, n=10000, seed=0, train_images=None):
-    """How each D does at logit 0, the mean over `run.judge` -> {test, train, fake, auc}.
+    """How each D does at logit 0, the mean over `run.judge` -> {test, train, fake, auc}: lists.
 
     test[i], train[i]: share of the images that D_i calls generated; fake[i][j]: share of G_j's
     samples that D_i calls real; auc[i]: chance that D_i ranks a test image above a sample of its
@@ -431,16 +428,15 @@ def gam(run_a, run_b, test_images, n=10000, seed=0, tolerance=0.3, train_images=
 def battle_of(rates, first, second, tolerance, n=None):
     """`gam` of two groups of runs, given as places in `error_rates`: by their mean error rates."""
     def mean(values):
-        return None if None in values else sum(values) / len(values)
+        return None if np.isnan(values).any() else values.mean().item()
 
-    errors = {}
-    for a, own, other in (("1", first, second), ("2", second, first)):
-        errors[f"e{a}_test"] = mean([rates["test"][i] for i in own])
-        errors[f"e{a}_train"] = mean([rates["train"][i] for i in own])
-        errors[f"e{a}_fake"] = mean([rates["fake"][i][j] for i in own for j in other])
-    for one, two in ("12", "21"):
-        if errors[f"e{one}_test"] is None:
-            return errors | {"error": errors[f"e{two}_fake"], "winner": None}
+    test, train, fake = (np.array(rates[key], float) for key in ("test", "train", "fake"))
+    errors = {"e1_test": mean(test[first]), "e1_fake": mean(fake[first][:, second]),
+              "e2_test": mean(test[second]), "e2_fake": mean(fake[second][:, first]),
+              "e1_train": mean(train[first]), "e2_train": mean(train[second])}
+    for one, other in (("e1_test", "e2_fake"), ("e2_test", "e1_fake")):
+        if errors[one] is None:
+            return errors | {"error": errors[other], "winner": None}
     return errors | gam_from_errors(**errors, tolerance=tolerance, n=n)
 
 
@@ -572,25 +568,23 @@ def mmd(x, y, kernel="rbf", bandwidth=None, unbiased=False):
             return (a @ b.T / a.shape[1] + 1).pow_(3)
         return torch.cdist(a, b).square_().mul_(-0.5).exp_()
 
-    def mean(x, y):
-        total, same = 0.0, x is y
-        for i, a in enumerate(x.split(1024)):  # in tiles: no n x n matrix in memory
-            for j, b in enumerate(y.split(1024)):
-                if not same or i <= j:
-                    tile = k(a, b)
-                    total += tile.sum().item() * (2 if same and i < j else 1)
-                    total -= tile.trace().item() if same and i == j and unbiased else 0
-        return total / len(x) / (len(y) - 1 if same and unbiased else len(y))
+    def within(x):  # in tiles: no n x n matrix in memory
+        tiles, total = x.split(1024), 0.0
+        for i, a in enumerate(tiles):
+            total += k(a, a).sum().item() - unbiased * k(a, a).trace().item()
+            total += 2 * sum(k(a, b).sum().item() for b in tiles[i + 1 :])
+        return total / len(x) / (len(x) - unbiased)
 
-    return mean(x, x) + mean(y, y) - 2 * mean(x, y)
+    between = sum(k(a, b).sum().item() for a in x.split(1024) for b in y.split(1024))
+    return within(x) + within(y) - 2 * between / len(x) / len(y)
 
 
 def rdd(x, ref, labels=None, ref_labels=None):
     """Relative diversity degree (DE-GAN, Definition 3): spread of images x over that of real `ref`.
 
-    The spread is mean |x_i - mean|^2: the paper's sum would grow with n. -> {mean, per_class}: with
-    labels (n,), ref_labels (m,) the {label: ratio} and their plain average (Table VI), without, the
-    ratio of all images and {}. 1 is ideal, less is too uniform, more is noise; 0 / 0 is 1.
+    The spread is mean |x_i - mean|^2: the paper's sum would grow with n. -> {mean, per_class}: the
+    {label: ratio} and their mean (Table VI), without labels the ratio of all images and {}. 1 is
+    ideal, less is too uniform, more is noise; 0 / 0 is 1.
     """
     def ratio(x, ref):
         return _ratio(*(rows.double().var(0, correction=0).sum().item() for rows in (x, ref)))
@@ -614,8 +608,7 @@ def nearest(x, k, queries=None):
     """The k nearest rows of x (n, ...) for each query -> distances float64, indices int64 (m, k).
 
     Euclidean, ascending, equal ones by index; without queries, of each row of x among the others.
-    Exact in float64: float32 products choose the candidates, where rounding cannot hide a nearer
-    row.
+    Exact in float64: float32 products choose candidates where rounding hides no nearer row.
     """
     rows = check_array(x, "x").flatten(1)
     asked = rows if queries is None else _pair(x, queries, ("x", "queries"))[1]
@@ -690,7 +683,8 @@ def bayes_misclassification(real_train, fake_train, real_test, fake_test):
         raise ValueError("real_train, fake_train: all rows are equal")
     scores = []
     for rows in (train[is_real].double(), train[~is_real].double()):
-        normal = Normal(rows.mean(0), (rows.var(0, correction=0) + smoothing).sqrt())
+        deviation = (rows.var(0, correction=0) + smoothing).sqrt()
+        normal = torch.distributions.Normal(rows.mean(0), deviation)
         parts = [normal.log_prob(part.double()).sum(1) for part in test.split(1024)]
         scores.append(math.log(len(rows)) + torch.cat(parts))
     return _mistakes(scores[0] - scores[1], asked)
@@ -768,11 +762,9 @@ def train_classifier(images, labels, updates=None, seed=0, device="cpu"):
     """A `Classifier` of uint8 images (N, C, S, S) and int64 labels (N,), in evaluation mode.
 
     Nesterov SGD, one cycle of `updates` (default: 8 epochs, at least 1,000), batches shifted by up
-    to 2 of 28 pixels. MNIST: below 0.5 % test error. ValueError for fewer than two classes.
+    to 2 of 28 pixels. MNIST: below 0.5 % test error.
     """
     classes, targets = torch.as_tensor(labels).unique(return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(f"labels: at least two classes are needed, not {len(classes)}")
     images = check_array(images, "images", images=True)
     if images.dtype != torch.uint8:
         raise ValueError(f"images: must be uint8, not {images.dtype}: use (255 * x).round().byte()")
@@ -841,9 +833,8 @@ def reading(classifier, rows, labels=None):
     high = (sure > 0.9).double().mean().item()
     found = {"mean_confidence": sure.mean().item(), "above_0.9": high}
     if labels is not None and (labels >= 0).any():
-        labels = labels.to(rows.device)
-        right = (classifier.labels[place] == labels)[labels >= 0]
-        found["accuracy"] = right.double().mean().item()
+        right = classifier.labels[place].to(labels.device) == labels
+        found["accuracy"] = right[labels >= 0].double().mean().item()
     return found
 
 
@@ -911,9 +902,7 @@ class Images:
     labels: torch.Tensor
     classes: list
 
-    @property
-    def shape(self):
-        return tuple(self.images.shape[1:])
+    shape = property(lambda self: tuple(self.images.shape[1:]))
 
     def draw(self, n, seed=0, mix=None, classes=()):
         """At most n shuffled images, float32 in [0, 1], and their labels as places in `classes`."""
@@ -923,8 +912,8 @@ class Images:
 
 def is_images(text):
     """Whether it names a .npy or .npz file or a folder of images, and not a run."""
-    is_folder = Path(text).is_dir() and not Path(text, "checkpoint.pt").exists()
-    return is_folder or text.endswith((".npy", ".npz"))
+    folder = Path(text).is_dir() and not Path(text, "checkpoint.pt").exists()
+    return folder or text.endswith((".npy", ".npz"))
 
 
 def read_arrays(path):
@@ -971,18 +960,19 @@ def relabel(labels, names, wanted):
 def real_images(args, runs):
     """-> training and test `Images`. Data set, its folder and size: the flags', else the runs'."""
     for name in ("dataset", "data_dir", "size"):
-        values = {getattr(run.args, name, None) for run in runs}
+        values = {getattr(run.args, name, None) for run in runs} or {None}
         if getattr(args, name) is None and len(values) > 1:
-            flag, values = name.replace("_", "-"), ", ".join(map(str, values))
-            raise InputError(f"the runs differ in {name}: {values}: give --{flag}")
+            raise InputError(f"the runs differ in {name}: {', '.join(map(str, values))}: give --"
+                             f"{name.replace('_', '-')}")
         if getattr(args, name) is None:
-            setattr(args, name, next(iter(values), None))
+            setattr(args, name, values.pop())
     if args.dataset is None:
         raise InputError("no run says which data set to compare with: name it with --dataset")
     args.data_dir = args.data_dir or "data"
     train, test = (read_images(args.dataset, args.size, args.data_dir, split)
                    for split in ("train", "test"))
-    if Path(args.dataset).is_file():  # which has no other images
+    test.name = "other real images"
+    if Path(args.dataset).is_file():  # which has none
         test.images = test.images[:0]
     return train, test
 
@@ -1082,14 +1072,12 @@ def eval_command(args):
     real, mix = train.draw(n, args.seed)
     real, half = real.to(args.device), n // 2
     sigma, known = median_distance(real), features(real, kind, net)
-    progress(f"measures of {n} training images and others that are real")
+    rows = []
     if len(test.images) >= half:
-        images, labels = test.draw(n, args.seed)
-        found = measure(images, real, kind, net, labels, mix, sigma, known)
-        rows = [{"name": "other real images"} | found]
+        sources = [test, *sources]
     else:
         found = measure(real[:half], real[half:], kind, net, mix[:half], mix[half:], sigma)
-        rows = [{"name": "halves of the real"} | found]
+        rows.append({"name": "halves of the real"} | found)
     for source in sources:
         progress(f"{source.name}: {n} images and their measures")
         images, labels = source.draw(n, args.seed, mix, train.classes)
@@ -1136,13 +1124,12 @@ def gam_command(args):
     """The battles of every pair of runs; runs a-0 a-1 (or a-s0 a-s1) of one model are a group."""
     runs, groups = [load_run(text, args.device) for text in args.source], {}
     for i, text in enumerate(args.source):
-        name = re.sub(r"([-_](s|seed)?)\d+/?$", r"\1*", text)
-        groups.setdefault(name, []).append(i)
+        groups.setdefault(re.sub(r"([-_](s|seed)?)\d+/?$", r"\1*", text), []).append(i)
     if len(groups) == 1:
         groups = {i: [i] for i in range(len(runs))}
     if len(groups) == 1:
         raise InputError("a battle needs two runs")
-    names = {name: runs[own[0]].name if len(own) == 1 else Path(name).name
+    names = {name: Path(name).name if len(own) > 1 else runs[own[0]].name
              for name, own in groups.items()}
     train, test = real_images(args, runs)
     progress(f"{len(runs)} runs, {args.n} samples of each")
@@ -1155,8 +1142,8 @@ def gam_command(args):
         if len(pairs) > 1:
             found = battle_of(rates, groups[a], groups[b], args.tolerance)
             ratios = [pair["r_sample"] for pair in pairs if pair["winner"]] or [None]
-            found["r_sample_range"] = min(ratios), max(ratios)
-            found["won"] = [sum(pair["winner"] == m for pair in pairs) for m in ("M1", "M2")]
+            won = [sum(pair["winner"] == m for pair in pairs) for m in ("M1", "M2")]
+            found |= {"r_sample_range": (min(ratios), max(ratios)), "won": won}
         battles.append({"M1": names[a], "M2": names[b]} | found)
     judges = [{"name": run.name, "ratio": _ratio(rates["test"][i], rates["train"][i])}
               | {key: rates[key][i] for key in ("train", "test", "auc")}
@@ -1172,9 +1159,9 @@ def gam_command(args):
 
 def dim_command(args):
     """The intrinsic dimension of a data set's training images over k."""
+    args.dataset = args.dataset or "digits"
     train = read_images(args.dataset, args.size, args.data_dir or "data", "train")
     x, ks = train.draw(args.n, args.seed)[0].flatten(1).to(args.device), [10, 20, 50, 100]
-    progress(f"{ks[-1]} neighbours of each of {len(x)} images")
     levina, mackay = (intrinsic_dimension(x, ks, name) for name in ("levina", "mackay"))
     rows = [{"k": k, "levina": levina[k], "mackay": mackay[k]} for k in ks]
     print(f"{args.dataset}: intrinsic dimension of {len(x)} training images, seed {args.seed}")
@@ -1196,9 +1183,8 @@ def parse_args(argv=None):
         if name != "dim":
             add("source", nargs="+", type=data.path, help="a run (RUN@7: drawn in 7 steps); for "
                 "eval also a folder of images, .npy or .npz")
-        default = "digits" if name == "dim" else None
-        add("--dataset", type=data.path, default=default, help="a name, a folder, .npz images, or "
-            "a .npz of Inception's mu and sigma [the runs'; dim: digits]")
+        add("--dataset", type=data.path, help="a name, a folder, .npz images, or a .npz of "
+            "Inception's mu and sigma [the runs'; dim: digits]")
         add("--data-dir", type=data.path, help="where data sets are kept [the runs', or data]")
         add("--size", type=int, help="side of the images [the runs', the data set's]")
         add("--n", type=int, default=10000, help="images, at most [10,000]")
@@ -1222,11 +1208,12 @@ def main(argv=None):
             raise InputError(f"{args.json} cannot be written: name a file in a folder of yours")
         args.device = data.open_device(args.device)
         try:
-            found = {"dataset": args.dataset, "seed": args.seed} | args.work(args)
+            found = args.work(args)
         except ValueError as error:  # of a measure
             raise InputError(str(error)) from error
         if args.json:
-            plain = json.loads(json.dumps(found), parse_constant=lambda name: None)  # no Infinity
+            text = json.dumps({"dataset": args.dataset, "seed": args.seed} | found)
+            plain = json.loads(text, parse_constant=lambda name: None)  # no Infinity
             Path(args.json).write_text(json.dumps(plain, indent=1) + "\n")
 
 

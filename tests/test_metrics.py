@@ -315,7 +315,6 @@ def test_rows_of_any_range_and_bytes_are_taken():
     ("k", "intrinsic_dimension", [torch.eye(30), 5]),  # all at one distance
     ("kind", "features", [X, "resnet"]), ("images", "features", [X[:, 0], "pixels"]),
     ("images", "features", [ROWS, "pixels"]),
-    ("labels", "train_classifier", [BYTES, torch.zeros(60)]),
     ("images", "train_classifier", [X, torch.arange(60) % 2]),
 ])  # fmt: skip
 def test_bad_input_is_named(named, function, args):
