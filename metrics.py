@@ -21,7 +21,6 @@ import json
 import math
 import os
 import re
-import shlex
 import sys
 import time
 import zipfile
@@ -142,9 +141,8 @@ def build_nets(path, checkpoint):
 class Run:
     """A trained model as the measures see it: the run in a folder or checkpoint file.
 
-    RUN@7, or steps=7: a recurrent model, drawn in 7 steps (GRAN, Table 4). conditional: it draws by
-    label; classes: label k is classes[k]; logits(x): D's (n,), positive is real, or None without a
-    discriminator that needs no labels. InputError if there is no such run.
+    RUN@7, or steps=7: a recurrent model, drawn in 7 steps (GRAN, Table 4). conditional: by labels k
+    of classes[k]. logits(x): D's (n,), positive is real; None where D is missing or wants labels.
     """
 
     def __init__(self, path, device="cpu", steps=None):
@@ -174,14 +172,12 @@ class Run:
 
     def sample(self, n, labels=None, seed=0):
         """(n, C, H, W) float32 in [0, 1], by labels int64 (n,); the same for the same seed."""
-        labels = None if labels is None else labels.to(self.device)
         more = {"steps": self.steps} if self.steps else {}
         return self.module.sample(self.nets, n, labels, torch.Generator().manual_seed(seed),
                                   self.args.batch_size, **more)
 
     def draw(self, n, seed, mix, classes):
-        """n samples, and their labels as places in `classes`; a conditional run draws the mix of
-        such labels, or its own classes in turn where it knows none of them."""
+        """n samples, by the labels in `mix` that it knows, and their labels, places in classes."""
         labels = relabel(mix, classes, self.classes) if self.conditional else mix[:0]
         labels = labels[(labels >= 0) & (labels < len(self.classes))]
         if not len(labels):
@@ -291,8 +287,7 @@ def open_run(args, name):
         with explained(f"another process trains in {folder}: give another --out"):
             fcntl.flock(LOCKS[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
     if not args.resume and (folder / "checkpoint.pt").exists():
-        raise InputError(f"{folder} holds a run: continue it with --resume "
-                         f"{shlex.quote(str(folder))}, or give --out")
+        raise InputError(f"{folder} holds a run: continue it with --resume {folder}, or give --out")
     for left in folder.glob("checkpoint.pt.*.part"):  # of a killed process
         left.unlink()
     return folder, device
@@ -388,7 +383,6 @@ def error_rates(runs, test_images, n=10000, seed=0, train_images=None):
     own G. None without a D. At most n shuffled images. InputError where no battle is possible.
     """
     from scipy.stats import mannwhitneyu  # slow to import
-
     generator = torch.Generator().manual_seed(seed)
     if not any(run.logits for run in runs):
         raise InputError("none of the runs has a discriminator of images alone: no battle")
@@ -396,8 +390,7 @@ def error_rates(runs, test_images, n=10000, seed=0, train_images=None):
     def judge(images, name):  # -> logits (k, n) of each D
         images = _unit(check_array(images, name, images=True))
         if images.shape[1:] != test_images.shape[1:]:
-            raise InputError(f"{name} has images of another shape than the test images: "
-                             f"{tuple(images.shape[1:])}, not {tuple(test_images.shape[1:])}")
+            raise InputError(f"{name} is not of the test images' shape: {tuple(images.shape)}")
         chosen = images[torch.randperm(len(images), generator=generator)[:n]]
         return [run.logits and run.judge(chosen) for run in runs]
 
@@ -405,8 +398,6 @@ def error_rates(runs, test_images, n=10000, seed=0, train_images=None):
         return None if logits is None else ((logits > 0) != real).double().mean().item()
 
     def auc(real, fake):
-        if real is None:
-            return None
         wins = mannwhitneyu(real.double(), fake.double(), axis=1).statistic
         return wins.mean() / real.shape[1] / fake.shape[1]
 
@@ -415,7 +406,7 @@ def error_rates(runs, test_images, n=10000, seed=0, train_images=None):
     fake = [judge(run.sample(n, seed=seed), run.name) for run in runs]
     return {"test": [wrong(x, True) for x in test], "train": [wrong(x, True) for x in train],
             "fake": [[wrong(x, False) for x in by_one] for by_one in zip(*fake)],
-            "auc": [auc(x, fake[i][i]) for i, x in enumerate(test)]}
+            "auc": [None if x is None else auc(x, fake[i][i]) for i, x in enumerate(test)]}
 
 
 def gam(run_a, run_b, test_images, n=10000, seed=0, tolerance=0.3, train_images=None):
@@ -452,8 +443,8 @@ def check_array(x, name, least=1, images=False):
             raise ValueError(f"{name}: {text}")
 
     if isinstance(x, np.ndarray):  # of any byte order, with any strides, or read-only
-        refuse(x.dtype.kind not in "fiubc" or x.dtype == np.longdouble,
-               f"must hold numbers that torch knows, not {x.dtype}")
+        known = x.dtype.kind in "fiubc" and x.dtype != np.longdouble
+        refuse(not known, f"must hold numbers that torch knows, not {x.dtype}")
         x = np.require(x, x.dtype.newbyteorder("="), ["C", "W"])
     x = torch.as_tensor(x).detach()
     shape, is_float, is_byte = tuple(x.shape), x.is_floating_point(), x.dtype == torch.uint8
@@ -506,8 +497,7 @@ def frechet_distance(mu1, cov1, mu2, cov2):
     given = [torch.as_tensor(value).detach().double() for value in (mu1, cov1, mu2, cov2)]
     shapes, d, roots = [tuple(value.shape) for value in given], len(given[0]), []
     if shapes != [(d,), (d, d)] * 2 or not all(value.isfinite().all() for value in given):
-        raise ValueError("mu1, cov1, mu2, cov2: means are (d,), covariances (d, d), all finite; "
-                         f"these are of shapes {shapes}")
+        raise ValueError(f"mu1, cov1, mu2, cov2: finite (d,), (d, d), twice, not {shapes}")
     total = (given[0] - given[2]).square().sum()
     for cov in given[1::2]:
         values, axes = torch.linalg.eigh(cov)
@@ -549,10 +539,10 @@ def median_distance(x, limit=2000):
 def mmd(x, y, kernel="rbf", bandwidth=None, unbiased=False):
     """Squared maximum mean discrepancy of rows x (n, ...), y (m, ...) (Gretton et al. 2012, eq. 5).
 
-    mean k(x, x') + mean k(y, y') - 2 mean k(x, y), with the pairs x = x' (biased, DRAW-GAN's form)
-    or without (unbiased: eq. 3). k: "rbf", exp(-|x - y|^2 / (2 bandwidth^2)), by default with
-    median_distance(y), the same for all models if y holds the real images; or "polynomial", (x'y /
-    d + 1)^3: unbiased, on Inception features, the KID (Binkowski et al. 2018).
+    mean k(x, x') + mean k(y, y') - 2 mean k(x, y), with the pairs x = x' (biased, as in DRAW-GAN)
+    or without (eq. 3). k: "rbf", exp(-|x - y|^2 / (2 bandwidth^2)), bandwidth by default
+    median_distance(y), one for all models if y holds the real images; "polynomial", (x'y / d +
+    1)^3: unbiased, on Inception features, the KID (Binkowski et al. 2018).
     """
     x, y = (z.double() for z in _pair(x, y, least=2 if unbiased else 1))
     if kernel not in ("rbf", "polynomial"):
@@ -653,10 +643,10 @@ def knn_misclassification(real_train, fake_train, real_test, fake_test, k=5):
     """How often k nearest neighbours take real for generated and back (DRAW-GAN, section IV-B).
 
     -> {fnr: share of the real test rows called generated, fpr: of the generated called real, max:
-    the paper's figure, balanced: the mean, min}. 0.5 is ideal, 0 fully separable; max is no quality
-    (noise gets 1). Neighbours at one distance share the votes left; an even vote is half a mistake.
-    A test row with more copies in the other kind than in its own passes over one: in a folder
-    against itself, an image's copy may be a training row, and never itself.
+    the paper's figure, balanced: the mean, min}. 0.5 is ideal, 0 fully separable; noise gets max 1.
+    Neighbours at one distance share the votes left; an even vote is half a mistake. A test row with
+    more copies in the other kind than in its own passes over one: in a folder against itself, an
+    image's copy may be a training row, and never itself.
     """
     train, test, is_real, asked = _real_and_fake(real_train, fake_train, real_test, fake_test)
     if not 1 <= k <= len(train):
@@ -693,7 +683,7 @@ def bayes_misclassification(real_train, fake_train, real_test, fake_test):
 def _real_and_fake(*parts):
     """-> training rows, test rows, and which of each are real."""
     names = ("real_train", "fake_train", "real_test", "fake_test")
-    parts = [_pair(parts[0], part, ("real_train", name))[1] for name, part in zip(names, parts)]
+    parts = [_pair(parts[0], part, (names[0], name))[1] for name, part in zip(names, parts)]
     is_real = [torch.arange(len(a) + len(b), device=a.device) < len(a)
                for a, b in (parts[:2], parts[2:])]
     return torch.cat(parts[:2]), torch.cat(parts[2:]), *is_real
@@ -761,8 +751,8 @@ class Classifier(nn.Module):
 def train_classifier(images, labels, updates=None, seed=0, device="cpu"):
     """A `Classifier` of uint8 images (N, C, S, S) and int64 labels (N,), in evaluation mode.
 
-    Nesterov SGD, one cycle of `updates` (default: 8 epochs, at least 1,000), batches shifted by up
-    to 2 of 28 pixels. MNIST: below 0.5 % test error.
+    Nesterov SGD, one cycle of `updates` [8 epochs, at least 1,000], batches shifted by up to 2 of
+    28 pixels. MNIST: below 0.5 % test error.
     """
     classes, targets = torch.as_tensor(labels).unique(return_inverse=True)
     images = check_array(images, "images", images=True)
@@ -790,13 +780,12 @@ def train_classifier(images, labels, updates=None, seed=0, device="cpu"):
         optimiser.step()
         schedule.step()
         if step % 200 == 1:
-            progress(f"a classifier is trained, once: update {step} of {total}")
+            print(f"a classifier is trained, once: update {step} of {total}", file=sys.stderr)
     return net.eval()
 
 
 def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
-    """The `Classifier` of a data set, with its test_error: trained once, kept in data_dir.
-    Images without a label (-1) are left out. InputError if there are no two classes."""
+    """The `Classifier` of a data set's labelled images, trained once and kept in data_dir."""
     loaded = [data.load(dataset, data_dir, split, size=size) for split in ("train", "test")]
     (images, labels), test = ((x[y >= 0], y[y >= 0]) for x, y in loaded)
     if len(labels.unique()) < 2:
@@ -813,15 +802,14 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
     except Exception:  # noqa: BLE001  none is there, or it is damaged
         net = train_classifier(images, labels, device=device)
         net.test_error = 1 - test_accuracy(net, *test) if len(test[1]) else math.nan
-        about = argparse.Namespace(test_error=net.test_error)
+        args = argparse.Namespace(test_error=net.test_error)
         with contextlib.suppress(InputError):  # a read-only folder: trained again the next time
-            save_run(folder, "classifier", about, 0, {"net": net}, {})
+            save_run(folder, "classifier", args, 0, {"net": net}, {})
     return net.to(device, memory_format=torch.channels_last).eval()
 
 
 def test_accuracy(classifier, images, labels):
-    """Share of images (n, C, S, S) that are read as their labels (n,) (DE-GAN, Table V).
-    Images without a label (-1) do not count; nan where none has one."""
+    """Share of images (n, C, S, S) read as their labels (n,) (DE-GAN, Table V), -1 apart."""
     rows = features(images, "classifier", classifier)
     return reading(classifier, rows, torch.as_tensor(labels)).get("accuracy", math.nan)
 
@@ -830,8 +818,8 @@ def test_accuracy(classifier, images, labels):
 def reading(classifier, rows, labels=None):
     """How sure the classifier is by its features of images, and its accuracy for known labels."""
     sure, place = classifier.read(rows).double().softmax(1).max(1)
-    high = (sure > 0.9).double().mean().item()
-    found = {"mean_confidence": sure.mean().item(), "above_0.9": high}
+    means = {"mean_confidence": sure, "above_0.9": (sure > 0.9).double()}
+    found = {name: values.mean().item() for name, values in means.items()}
     if labels is not None and (labels >= 0).any():
         right = classifier.labels[place].to(labels.device) == labels
         found["accuracy"] = right[labels >= 0].double().mean().item()
@@ -854,8 +842,7 @@ def inception(device="cpu"):
             INCEPTION, map_location="cpu", check_hash=True))
 
     def resize(net, inputs):
-        x = inputs[0].expand(-1, 3, -1, -1)
-        return 2 * F.interpolate(x, (299, 299), mode="bilinear", align_corners=False) - 1
+        return 2 * F.interpolate(inputs[0].expand(-1, 3, -1, -1), (299, 299), mode="bilinear") - 1
 
     def repool(block, inputs, out):  # the pooling branch is the block's last
         average = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
@@ -925,10 +912,8 @@ def read_arrays(path):
 
 def read_images(path, size=None, data_dir="data", split="all"):
     """The `Images` of a data set or a folder, at size x size, or of a .npy or .npz file.
-
     Arrays are (n, H, W), (n, C, H, W) or (n, H, W, C): in a .npz `images`, and `labels` if there
-    are any, or ADM's arr_0 and arr_1. InputError for anything else.
-    """
+    are any, or ADM's arr_0 and arr_1. InputError for anything else."""
     name = Path(path).name
     if not Path(path).is_file():
         images, labels = found = data.load(path, data_dir, split, size)
@@ -962,8 +947,7 @@ def real_images(args, runs):
     for name in ("dataset", "data_dir", "size"):
         values = {getattr(run.args, name, None) for run in runs} or {None}
         if getattr(args, name) is None and len(values) > 1:
-            raise InputError(f"the runs differ in {name}: {', '.join(map(str, values))}: give --"
-                             f"{name.replace('_', '-')}")
+            raise InputError(f"the runs differ in --{name.replace('_', '-')}: give one of {values}")
         if getattr(args, name) is None:
             setattr(args, name, values.pop())
     if args.dataset is None:
@@ -975,10 +959,6 @@ def real_images(args, runs):
     if Path(args.dataset).is_file():  # which has none
         test.images = test.images[:0]
     return train, test
-
-
-def progress(text):
-    print(f"{text} ...", file=sys.stderr, flush=True)
 
 
 def print_table(columns, rows):
@@ -1079,14 +1059,15 @@ def eval_command(args):
         found = measure(real[:half], real[half:], kind, net, mix[:half], mix[half:], sigma)
         rows.append({"name": "halves of the real"} | found)
     for source in sources:
-        progress(f"{source.name}: {n} images and their measures")
+        print(f"{source.name}: {n} images and their measures ...", file=sys.stderr)
         images, labels = source.draw(n, args.seed, mix, train.classes)
         found = measure(images, real, kind, net, labels, mix, sigma, known)
         rows.append({"name": source.name} | found)
     print(f"\n{args.dataset}, {train.shape[-1]} px: against {n} training images, seed {args.seed}\n"
           f"FID on {kind} ({known.shape[1]} numbers), others on pixels; sigma {sigma:.2f}")
-    if kind == "classifier":
-        print(f"the classifier misreads {net.test_error:.2%} of the labelled held-out images\n")
+    if kind == "classifier" and math.isfinite(net.test_error):
+        print(f"the classifier misreads {net.test_error:.2%} of the labelled held-out images")
+    print()
     print_table(EVAL, rows)
     print(EVAL_NOTES)
     return {"n": n, "features": kind, "bandwidth": sigma, "rows": rows}
@@ -1127,12 +1108,11 @@ def gam_command(args):
         groups.setdefault(re.sub(r"([-_](s|seed)?)\d+/?$", r"\1*", text), []).append(i)
     if len(groups) == 1:
         groups = {i: [i] for i in range(len(runs))}
-    if len(groups) == 1:
-        raise InputError("a battle needs two runs")
-    names = {name: Path(name).name if len(own) > 1 else runs[own[0]].name
-             for name, own in groups.items()}
+    if len(groups) == 1 or args.n < 1:
+        raise InputError("a battle needs two runs and an --n of 1 or more")
+    names = {key: Path(key).name if own[1:] else runs[own[0]].name for key, own in groups.items()}
     train, test = real_images(args, runs)
-    progress(f"{len(runs)} runs, {args.n} samples of each")
+    print(f"{len(runs)} runs, {args.n} samples of each ...", file=sys.stderr)
     rates = error_rates(runs, test.images, args.n, args.seed, train.images)
     battles = []
     for a, b in itertools.combinations(groups, 2):
@@ -1148,9 +1128,10 @@ def gam_command(args):
     judges = [{"name": run.name, "ratio": _ratio(rates["test"][i], rates["train"][i])}
               | {key: rates[key][i] for key in ("train", "test", "auc")}
               for i, run in enumerate(runs) if run.logits]
-    print(f"\n{args.dataset}: {args.n} samples of each, {len(test.images)} test images, seed "
-          f"{args.seed}; D at logit 0, real and generated apart\n")
+    tests = min(args.n, len(test.images))
+    print(f"\n{args.dataset}: {args.n} samples of each, {tests} test images, seed {args.seed}\n")
     print_table(JUDGES, judges)
+    print()
     print_table(GAM, battles)
     print(GAM_NOTES.format(1 + args.tolerance))
     return {"n": args.n, "tolerance": args.tolerance, "runs": [run.name for run in runs],
@@ -1181,10 +1162,8 @@ def parse_args(argv=None):
         command.set_defaults(work=work)
         add = command.add_argument
         if name != "dim":
-            add("source", nargs="+", type=data.path, help="a run (RUN@7: drawn in 7 steps); for "
-                "eval also a folder of images, .npy or .npz")
-        add("--dataset", type=data.path, help="a name, a folder, .npz images, or a .npz of "
-            "Inception's mu and sigma [the runs'; dim: digits]")
+            add("source", nargs="+", type=data.path, help="RUN, RUN@7; eval: also images")
+        add("--dataset", type=data.path, help="a name, a folder, a .npz [the runs'; dim: digits]")
         add("--data-dir", type=data.path, help="where data sets are kept [the runs', or data]")
         add("--size", type=int, help="side of the images [the runs', the data set's]")
         add("--n", type=int, default=10000, help="images, at most [10,000]")
@@ -1202,8 +1181,6 @@ def parse_args(argv=None):
 def main(argv=None):
     with data.plain_errors("metrics.py"):
         args = parse_args(argv)
-        if min(args.n, args.size or 1) < 1:
-            raise InputError("--n and --size are 1 or more")
         if args.json and not os.access(Path(args.json).absolute().parent, os.W_OK):  # fails early
             raise InputError(f"{args.json} cannot be written: name a file in a folder of yours")
         args.device = data.open_device(args.device)

@@ -145,7 +145,7 @@ def test_a_run_without_a_discriminator_gets_one_error():
 def test_other_images_are_refused():
     a, wide = Player("a", 1, {0: 0.1, 1: 0.1}), Player("wide", 2)
     wide.width = 3
-    with pytest.raises(metrics.InputError, match=r"wide has images of another shape .*1, 3\)"):
+    with pytest.raises(metrics.InputError, match=r"wide is not of the test images' shape.*1, 3\)"):
         metrics.gam(a, wide, real(), n=N)
     for wrong in (255 * real(), 2 * real() - 1, real().permute(0, 2, 3, 1)[:, :, :, :, None]):
         with pytest.raises(ValueError, match="^test_images: "):
