@@ -809,7 +809,7 @@ def classifier_of(dataset, data_dir="data", size=None, device="cpu"):
 
 
 def test_accuracy(classifier, images, labels):
-    """Share of images (n, C, S, S) read as their labels (n,) (DE-GAN, Table V), -1 apart."""
+    """Share of images (n, C, S, S) read as their labels (n,) (DE-GAN, Table V); -1: not counted."""
     rows = features(images, "classifier", classifier)
     return reading(classifier, rows, torch.as_tensor(labels)).get("accuracy", math.nan)
 
@@ -1162,7 +1162,7 @@ def parse_args(argv=None):
         command.set_defaults(work=work)
         add = command.add_argument
         if name != "dim":
-            add("source", nargs="+", type=data.path, help="RUN, RUN@7; eval: also images")
+            add("source", nargs="+", type=data.path, help="runs, RUN@7; eval: also images")
         add("--dataset", type=data.path, help="a name, a folder, a .npz [the runs'; dim: digits]")
         add("--data-dir", type=data.path, help="where data sets are kept [the runs', or data]")
         add("--size", type=int, help="side of the images [the runs', the data set's]")
