@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import pytorch_fid.inception as published
 import torch
-from PIL import Image
 from pytorch_fid.fid_score import calculate_frechet_distance
 from scipy.spatial.distance import cdist, pdist
 from skdim.id import MLE
 from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
+from torchvision.models.inception import Inception3
 from torchvision.transforms.functional import to_pil_image
 
 import data
@@ -90,12 +90,12 @@ def test_digits_are_kept_at_large_means():
 
 def test_fid_and_mmd_by_hand():
     x, y = torch.zeros(2, 1), torch.full((2, 1), 2.0)
-    assert metrics.fid(x, y) == metrics.mmd(x, y, "linear") == pytest.approx(4)
-    assert metrics.fid(x, x) == metrics.mmd(x, x, "linear") == 0
-    expected = pytest.approx(2 - 2 * math.exp(-2))  # |x - y|^2 / 2 = 2
-    assert metrics.mmd(x[:1], y[:1], bandwidth=1.0) == expected
-    both = torch.cat([x[:1], y[:1]])  # unbiased: 0 * 2 + 0 * 2 - 2 * the mean of 0, 0, 0 and 4
-    assert metrics.mmd(both, both, "linear", unbiased=True) == pytest.approx(-2)
+    assert metrics.fid(x, y) == pytest.approx(4) and metrics.fid(x, x) == 0
+    near = math.exp(-2)  # |x - y|^2 / 2 = 2
+    assert metrics.mmd(x[:1], y[:1], bandwidth=1.0) == pytest.approx(2 - 2 * near)
+    both = torch.cat([x[:1], y[:1]])  # unbiased: twice one pair's, less the mean of all four
+    found = metrics.mmd(both, both, bandwidth=1.0, unbiased=True)
+    assert found == pytest.approx(2 * near - 2 * (2 + 2 * near) / 4)
 
 
 def test_the_spread_of_fid_and_mmd_is_that_of_new_samples():
@@ -109,9 +109,7 @@ def test_the_spread_of_fid_and_mmd_is_that_of_new_samples():
 @pytest.mark.parametrize("unbiased", [False, True])
 @pytest.mark.parametrize("kernel, bandwidth, gram", [
     ("rbf", 1.5, lambda a, b: rbf_kernel(a, b, gamma=2 / 9)),  # 1 / (2 sigma^2)
-    ("rbf", [1.5, 0.5], lambda a, b: (rbf_kernel(a, b, 2 / 9) + rbf_kernel(a, b, 2)) / 2),
     ("polynomial", None, lambda a, b: polynomial_kernel(a, b, degree=3, gamma=1 / 3, coef0=1)),
-    ("linear", None, lambda a, b: a @ b.T),
 ])  # fmt: skip
 def test_mmd_is_that_of_whole_gram_matrices(kernel, bandwidth, gram, unbiased):
     x, y = normal(1300, 3), 1.2 * normal(1100, 3, seed=1) + 0.1  # more than a tile of each
@@ -218,12 +216,11 @@ def test_intrinsic_dimension_is_scikit_dimensions():
         assert metrics.intrinsic_dimension(x, 10, average) == pytest.approx(curve[10], rel=1e-9)
 
 
-def test_intrinsic_dimension_passes_over_duplicates():
+def test_intrinsic_dimension_counts_equal_rows_once():
     x = normal(200, 3)
-    x = torch.cat([x, x[:40], x[:40], x[:1].repeat(31, 1) + 100])  # the last have 30 copies
-    near = (np.sort(row[row > 0])[:10] for row in cdist(x, x))
-    expected = np.mean([1 / np.log(t[-1] / t[:-1]).mean() for t in near])
-    assert metrics.intrinsic_dimension(x, k=10) == pytest.approx(expected, rel=1e-9)
+    expected = metrics.intrinsic_dimension(x, k=10)
+    for more in (torch.cat([x, x[:40], x[:40]]), (1000 * x).round().repeat(2, 1) / 1000):
+        assert metrics.intrinsic_dimension(more, k=10) == pytest.approx(expected, rel=0.01)
 
 
 def test_rdd_is_the_ratio_of_mean_squared_distances():
@@ -299,11 +296,11 @@ def test_rows_of_any_range_and_bytes_are_taken():
     ("x", "stats", [NAN]), ("x", "stats", [ROWS[:1]]), ("x", "fid", [NONE, ROWS]),
     ("y", "fid", [ROWS, WIDE]), ("y", "fid", [ROWS, ROWS * math.inf]), ("y", "fid", [X, X[:, :1]]),
     ("y", "fid", [X, X.mT[:, :, :4]]), ("x", "fid", [np.array([["a", "b"]]), ROWS]),
-    ("mu2", "frechet_distance", [*metrics.stats(ROWS), *metrics.stats(ROWS.T)]),
-    ("mu1", "frechet_distance", [NAN[0], torch.eye(3), ROWS[0], torch.eye(3)]),
+    ("mu1, cov1, mu2, cov2", "frechet_distance", [*metrics.stats(ROWS), *metrics.stats(ROWS.T)]),
+    ("mu1, cov1, mu2, cov2", "frechet_distance", [NAN[0], torch.eye(3), ROWS[0], torch.eye(3)]),
     ("x", "mmd", [ROWS[:1], ROWS, "rbf", None, True]), ("kernel", "mmd", [ROWS, ROWS, "gauss"]),
-    ("bandwidth", "mmd", [ROWS, ROWS, "rbf", 0]), ("bandwidth", "mmd", [ROWS, ROWS, "rbf", []]),
-    ("x", "median_distance", [ONES]), ("x", "nearest", [NONE, 1]), ("k", "nearest", [ROWS, 20]),
+    ("bandwidth", "mmd", [ROWS, ROWS, "rbf", 0]), ("x", "median_distance", [ONES]),
+    ("x", "nearest", [NONE, 1]), ("k", "nearest", [ROWS, 20]),
     ("k", "nearest", [ROWS, 0, ROWS]), ("queries", "nearest", [ROWS, 1, WIDE]),
     ("fake_train", "knn_misclassification", [ROWS, NAN, ROWS, ROWS, 1]),
     ("real_test", "knn_misclassification", [ROWS, ROWS, NONE, ROWS, 1]),
@@ -312,14 +309,12 @@ def test_rows_of_any_range_and_bytes_are_taken():
     ("real_train, fake_train", "bayes_misclassification", [ONES] * 4),
     ("x", "intrinsic_dimension", [ROWS[:2]]), ("k", "intrinsic_dimension", [ROWS, 20]),
     ("k", "intrinsic_dimension", [ROWS, [1, 2]]), ("k", "intrinsic_dimension", [ROWS, []]),
-    ("average", "intrinsic_dimension", [ROWS, 5, "mean"]), ("ref", "rdd", [ROWS, ONES]),
-    ("labels, ref_labels", "rdd", [ROWS, ROWS, torch.zeros(20)]),
-    ("x of label 1", "rdd", [ROWS, ROWS, torch.zeros(20), torch.arange(20) % 2]),
-    ("x", "intrinsic_dimension", [torch.cat([ROWS[:5], *[ONES] * 9]), 10]),  # copies left out
+    ("average", "intrinsic_dimension", [ROWS, 5, "mean"]), 
+    ("labels", "rdd", [ROWS, ROWS, torch.zeros(20), torch.arange(20) % 2]),
+    ("k", "intrinsic_dimension", [torch.cat([ROWS[:5], *[ONES] * 9]), 10]),  # 6 are different
     ("k", "intrinsic_dimension", [torch.eye(30), 5]),  # all at one distance
     ("kind", "features", [X, "resnet"]), ("images", "features", [X[:, 0], "pixels"]),
-    ("images", "features", [ROWS, "pixels"]), ("labels", "test_accuracy", [None, X, ROWS[0]]),
-    ("labels", "train_classifier", [BYTES, torch.zeros(60)]),
+    ("images", "features", [ROWS, "pixels"]),
     ("images", "train_classifier", [X, torch.arange(60) % 2]),
 ])  # fmt: skip
 def test_bad_input_is_named(named, function, args):
@@ -343,7 +338,7 @@ def test_classifier_learns_and_is_cached(monkeypatch, tmp_path):
 
     def quick(*args, **more):
         trained.append(args)
-        return original(*args, epochs=1, least=1 if trained[1:] else 150, batch_size=50, **more)
+        return original(*args, updates=8 if trained[1:] else 150, **more)
 
     monkeypatch.setattr(metrics, "train_classifier", quick)
     monkeypatch.setattr(metrics.data, "load", lambda name, where, split, size=None: sets[split])
@@ -382,31 +377,34 @@ def test_classifier_takes_the_sizes_of_the_data_sets():
 
 
 def test_accuracy_and_confidence_by_hand():
-    x, reader = torch.eye(4).reshape(4, 1, 2, 2), torch.nn.Flatten()
-    reader.labels = torch.tensor([3, 5, 7, 9])  # reads the place of the brightest pixel
+    x, labels = torch.eye(4).reshape(4, 1, 2, 2), torch.tensor([3, 5, 7, 9])
+    reader = SimpleNamespace(labels=labels, features=lambda x: x.flatten(1), read=lambda x: x)
+    # it reads the place of the brightest pixel
     for labels, accuracy in (([3, 5, 7, 7], 0.75), ([-1, -1, 9, 9], 0.5)):
         assert metrics.test_accuracy(reader, x, torch.tensor(labels)) == accuracy
         assert metrics.test_accuracy(reader, x.numpy(), np.array(labels)) == accuracy
     assert math.isnan(metrics.test_accuracy(reader, x, torch.full((4,), -1)))
     sure = torch.tensor([[0.5], [0.88], [0.95], [0.99]])
     logits = torch.where(torch.eye(4) > 0, sure, (1 - sure) / 3).log()
-    found = metrics._reading(reader, logits, torch.tensor([3, 5, 9, -1]))
-    assert found == {"accuracy": pytest.approx(2 / 3), "accuracy_per_class": {3: 1, 5: 1, 9: 0},
-                     "mean_confidence": pytest.approx(sure.mean().item()), "above_0.9": 0.5}
+    found = metrics.reading(reader, logits, torch.tensor([3, 5, 9, -1]))
+    assert found == {"accuracy": pytest.approx(2 / 3), "above_0.9": 0.5,
+                     "mean_confidence": pytest.approx(sure.mean().item())}
 
 
 def test_inception_is_pytorch_fids(monkeypatch, tmp_path):
     torch.manual_seed(0)
-    state = metrics.Inception().net.state_dict()
+    state = Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict()
     for value in state.values():
         if value.ndim > 1:
             torch.nn.init.kaiming_normal_(value)  # keeps the size of activations
         elif value.ndim:
             value.uniform_(0.7, 1.3)  # of batch norm
-    weights, cached = (tmp_path / place / metrics.INCEPTION_FILE for place in ("", "checkpoints"))
-    torch.save(state, weights)
+    cached = tmp_path / "checkpoints" / metrics.INCEPTION.rpartition("/")[2]
+    cached.parent.mkdir()
+    torch.save(state, cached)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(published, "load_state_dict_from_url", lambda *args, **kwargs: state)
-    net, theirs = metrics.inception(weights), published.InceptionV3([3]).eval()
+    net, theirs = metrics.inception(), published.InceptionV3([3]).eval()
     for shape in ((2, 3, 32, 32), (1, 3, 64, 64), (1, 1, 28, 28)):
         x = torch.rand(shape)
         found = metrics.features(x, "inception", net)
@@ -415,20 +413,16 @@ def test_inception_is_pytorch_fids(monkeypatch, tmp_path):
         assert found.numpy() == pytest.approx(expected.detach().numpy(), abs=1e-4)
 
     def download(url, file, hash_prefix=None, progress=True):  # torch hub's, without a network
-        assert (url, hash_prefix) == (metrics.INCEPTION_URL + metrics.INCEPTION_FILE, "6726825d")
+        assert (url, hash_prefix) == (metrics.INCEPTION, "6726825d")
         raise OSError("no network")
 
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    (tmp_path / "other.pth").write_bytes(b"other")
-    for given, said in (("other.pth", "other.pth"), ("nowhere.pth", "nowhere.pth"),
-                        (None, f"{cached}.*no network.*https://github.com")):
-        with pytest.raises(metrics.InputError, match=said) as error:
-            metrics.inception(given and tmp_path / given)
+    for damage in (lambda: cached.write_bytes(b"other"), cached.unlink):
+        damage()
+        with pytest.raises(metrics.InputError, match=f"https://.* into {cached.parent}") as error:
+            metrics.inception()
         assert "\n" not in str(error.value)
-    cached.parent.mkdir(exist_ok=True)
-    weights.rename(cached)
-    assert torch.equal(metrics.features(x, "inception", metrics.inception()), found)
+    assert "no network" in str(error.value)
 
 
 # the command line
@@ -437,8 +431,8 @@ def test_inception_is_pytorch_fids(monkeypatch, tmp_path):
 class Model:
     """In the place of a run: draws what it is asked for out of a set of images."""
 
-    images = labels = logits = None
-    args = SimpleNamespace(dataset="bars", size=8, batch_size=5)
+    logits, shape, args = None, (1, 8, 8), SimpleNamespace(dataset="bars", size=8)
+    draw = metrics.Run.draw
 
     def __init__(self, images, labels=None, classes=()):
         self.name, self.pool, self.own_labels, self.classes = "run", images, labels, list(classes)
@@ -460,7 +454,7 @@ def bars_set(monkeypatch, tmp_path):
     sets = SimpleNamespace(train=bars(300), test=bars(200, seed=1), run=Model(bars(300)[0]),
                            net=metrics.Classifier(1, 8, torch.tensor([0, 1])).eval())
     sets.net.test_error = 0.25
-    load, open_source = metrics.data.load, metrics.open_source
+    load, load_run = metrics.data.load, metrics.load_run
 
     def loaded(dataset, data_dir="data", split="train", size=None, classes=None):
         if dataset != "bars":
@@ -471,8 +465,8 @@ def bars_set(monkeypatch, tmp_path):
     monkeypatch.setattr(metrics, "SMALL", 150)
     monkeypatch.setattr(metrics.data, "load", loaded)
     monkeypatch.setattr(metrics, "classifier_of", lambda *args: sets.net)
-    monkeypatch.setattr(metrics, "open_source", lambda text, *args: (
-        sets.run if text == "run" else open_source(text, *args)))
+    monkeypatch.setattr(metrics, "load_run", lambda text, *args: (
+        sets.run if text == "run" else load_run(text, *args)))
     return sets
 
 
@@ -499,7 +493,7 @@ def test_eval_prints_all_sources_under_the_real_ones(bars_set, capsys):
     rows, out = found["rows"], capsys.readouterr().out
     assert "against 180 training images, seed 0" in out and "misreads 25.00%" in out
     assert list(rows) == ["other real images", "run", "noise.npy", "labelled.npz", "pictures"]
-    assert (found["features"], found["classifier_test_error"]) == ("classifier", 0.25)
+    assert found["features"] == "classifier"
 
     net, row = bars_set.net, rows["noise.npy"]
     drawn, real = shuffled(noise[:, None], 180), shuffled(bars_set.train[0], 180) / 255
@@ -520,11 +514,11 @@ def test_eval_prints_all_sources_under_the_real_ones(bars_set, capsys):
 
 
 def test_eval_trains_no_classifier_unless_it_is_asked_for(bars_set, monkeypatch):
-    assert evaluate("run --n 100")["features"] == "classifier"
-    bars_set.train, pixels = tuple(x[:100] for x in bars_set.train), "run --features pixels"
-    assert "mean_confidence" in evaluate(f"{pixels} --accuracy")["rows"]["run"]
+    assert "mean_confidence" in evaluate("run --n 100")["rows"]["run"]
+    bars_set.train = tuple(x[:100] for x in bars_set.train)
+    assert evaluate("run --features classifier")["features"] == "classifier"
     monkeypatch.setattr(metrics, "classifier_of", None)
-    assert "mean_confidence" not in evaluate(pixels)["rows"]["run"]
+    assert "mean_confidence" not in evaluate("run --features pixels")["rows"]["run"]
     assert evaluate("run")["features"] == "pixels"  # it would know 100 by heart
 
 
@@ -533,28 +527,29 @@ def test_a_perfect_conditional_model_of_rare_classes_is_not_punished(bars_set):
     keep = shuffled(torch.cat([(labels == k).nonzero()[:n, 0] for k, n in ((0, 450), (1, 50))]))
     images, labels = bars_set.train = images[keep], labels[keep]
     model = bars_set.run = Model(images, 1 - labels, ["upright", "across"])  # its own order
-    row = evaluate("run --features pixels --accuracy")["rows"]["run"]
+    row = evaluate("run --features classifier")["rows"]["run"]
     asked, = [labels for labels in model.asked if len(labels) > 1]
     assert row["n"] == 500 and (asked == 0).sum() == 50  # 10 %, "upright" by name
-    free = metrics.fid(*(x.flatten(1) / 255 for x in (images[torch.randint(500, (500,))], images)))
+    chosen = images[torch.randint(500, (500,))], images
+    free = metrics.fid(*(metrics.features(x, "classifier", bars_set.net) for x in chosen))
     assert row["fid"] < 3 * free and row["rdd"]["per_class"]["1"] == pytest.approx(1, abs=0.15)
     reading = metrics.test_accuracy(bars_set.net, model.sample(500, asked), 1 - asked)
     assert row["accuracy"] == pytest.approx(reading)
 
 
-@pytest.mark.parametrize("held_out, n", [(200, 200), (29, 120)])  # 29: halves of the training set
+@pytest.mark.parametrize("held_out, n", [(200, 200), (119, 120)])
 def test_n_is_not_capped_by_the_held_out_tenth(bars_set, capsys, held_out, n):
     bars_set.train = tuple(part[:240] for part in bars_set.train)
     bars_set.test = tuple(part[:held_out] for part in bars_set.test)
     first, row = evaluate("run --features pixels")["rows"].values()
     assert (first["n"], row["n"]) == (n, 240)
-    assert "first row has fewer images" in capsys.readouterr().out
+    assert "fewer images alone raise" in capsys.readouterr().out
 
 
 def test_eval_of_a_folder_against_itself_and_numbered_classes(bars_set):
     images, labels = bars(300)
     write_folder("set", images, labels, ["2", "10"])
-    line = "set --dataset set --data-dir . --size 8 --features pixels --accuracy"
+    line = "set --dataset set --data-dir . --size 8 --features classifier"
     row, truth = evaluate(line)["rows"]["set"], metrics.test_accuracy(bars_set.net, images, labels)
     assert row["n"] >= 250 and row["knn"]["min"] > 0.35
     assert row["knn"]["balanced"] == pytest.approx(0.5, abs=0.1)
@@ -585,10 +580,10 @@ def test_arrays_and_statistics_are_the_real_side(bars_set, monkeypatch, capsys):
     assert evaluate("grey --dataset y.npy")["rows"]["grey"]["fid"] > 0  # grey against colour
 
 
-@pytest.mark.parametrize("kind", [">f4", ">f8", "f2", "longdouble"])
+@pytest.mark.parametrize("kind", [">f4", ">f8", "f2"])
 def test_floats_of_every_kind_are_read(kind, tmp_path):
     images, labels = np.arange(64).reshape(4, 4, 4) / 64, np.array([3, 1, 2, 1], dtype=">u2")
-    np.savez(tmp_path / "a.npz", pictures=images.astype(kind), labels=labels)
+    np.savez(tmp_path / "a.npz", images=images.astype(kind), labels=labels)
     found = metrics.read_images(tmp_path / "a.npz")
     assert torch.equal(found.images.float(), torch.tensor(images[:, None]).float())
     assert found.labels.tolist() == [3, 1, 2, 1]
@@ -600,16 +595,14 @@ def test_labels_are_matched_by_name():
     assert metrics.relabel(labels, [], ["a"]).tolist() == labels.tolist()
 
 
-def test_dim_prints_and_draws_the_curve(bars_set, capsys):
-    line = "dim --dataset bars --k 5 40 10 --n 200 --device cpu --out dim.png --json dim.json"
+def test_dim_prints_the_curve(bars_set, capsys):
+    line = "dim --dataset bars --n 200 --device cpu --json dim.json"
     metrics.main(line.split())
-    x, ks = shuffled(bars_set.train[0], 200), [5, 10, 40]
+    x, ks = shuffled(bars_set.train[0], 200), [10, 20, 50, 100]
     levina, mackay = (metrics.intrinsic_dimension(x, ks, name) for name in ("levina", "mackay"))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert all([str(k), f"{levina[k]:.2f}", f"{mackay[k]:.2f}"] in lines for k in ks)
     assert [row["k"] for row in json.loads(Path("dim.json").read_text())["dimension"]] == ks
-    colours = {colour for _, colour in Image.open("dim.png").convert("RGB").getcolors(2**16)}
-    assert {(0, 0, 128), (178, 34, 34)} <= colours  # a line for each average
 
 
 @pytest.mark.parametrize("line, said", [
@@ -618,10 +611,8 @@ def test_dim_prints_and_draws_the_curve(bars_set, capsys):
     ("eval wild.npy", "floats in [0, 1]"), ("eval none.npz", "array of images `images`"),
     ("eval bytes.npy", "cannot be read as plain arrays"), ("eval deep.npy", "torch.uint16"),
     ("eval words.npz", "not a whole number for"), ("eval onehot.npz", "not a whole number for"),
-    ("eval ok.npy --n 10", "too few"), ("eval ok.npy --k 0", "--k"), ("dim --k 400", "2 to 299"),
-    ("eval ok.npy --features inception --inception-weights no.pth", "no.pth"),
+    ("eval ok.npy --n 10", "too few"), ("eval ok.npy --n 0", "too few"), ("dim --n 60", "2 to 59"),
     ("eval ok.npy --json nowhere/e.json", "nowhere/e.json cannot"),
-    ("dim --k 5 --out nowhere/c.png", "nowhere/c.png cannot"),
 ])  # fmt: skip
 def test_one_line_says_what_is_wrong(bars_set, capsys, line, said):
     x = np.zeros((100, 8, 8))
