@@ -191,8 +191,7 @@ def build(args):
         G = DenseGenerator(*sizes, classes=args.classes)
         D = DenseDiscriminator(*sizes, args.classes, dropout=0.0 if wgan else 0.5)
     else:
-        paper_size = args.size >= 64 and args.dataset in data.DATASETS
-        kernels = kernels_for(args.size, args.width or (128 if paper_size else 32))
+        kernels = kernels_for(args.size, args.width or (128 if args.size >= 64 else 32))
         G = Generator(kernels, *sizes, classes=args.classes)
         D = Discriminator(kernels, *sizes, args.classes)
     nets = {"G": G, "critic" if wgan else "D": D}
@@ -267,6 +266,8 @@ def parse_args(argv=None):
     data.check_flags(parser, args, may_be_0=("decay", "ema"))
     if args.explore and not args.resume or args.on and args.explore != "features":
         parser.error("--explore needs a trained run, --resume RUN; --on needs --explore features")
+    if args.dataset not in data.DATASETS:
+        args.width = args.width or 32
     lr = 5e-5 if args.objective == "wgan" else 2e-4
     args.lr_g, args.lr_d = args.lr_g or lr, args.lr_d or lr
     free = {"seed"} if args.explore else ()  # what may differ from the run's own
