@@ -276,12 +276,24 @@ def speed(found):
 
 REAL = {"*other real images*": "other real images"}
 LABELS = {"DCGAN": "dcgan-labels-SEED", "AAE": "aae-labels-SEED", "VAE": "vae-labels-SEED",
-          "InfoVAE": "info-labels-SEED", "GAN": "gan-labels-SEED"}
+          "GAN": "gan-labels-SEED"}
 TELUGU = {"DRAW": "draw-telugu-SEED", "DRAW-GAN": "draw-gan-telugu-SEED",
           "VAE": "vae-telugu-SEED", "InfoVAE": "info-telugu-SEED"}
-TRIED = {"GRAN5, --decay 0": "gran5-decay0-SEED", "GRAN5, --ema 0": "gran5-ema0-SEED",
-         "DCGAN, labels, --ema 0": "dcgan-ema0-SEED", "DRAW, --lr-g 2e-3": "draw-lr2-SEED",
-         "DRAW, --lr-g 2e-3 --read 2": "draw-read2-SEED"}
+TRIED = {"GRAN1, --decay 0": "gran1-decay0-SEED", "GRAN5, --decay 0": "gran5-decay0-SEED",
+         "GRAN5, --ema 0": "gran5-ema0-SEED", "GRAN5, twice the rates": "gran5-rates-SEED",
+         "DCGAN, labels, --decay 0": "dcgan-decay0-SEED",
+         "DCGAN, labels, --ema 0": "dcgan-ema0-SEED",
+         "DE-GAN, labels, --decay 0": "de_gan-decay0-SEED",
+         "DE-GAN, labels, --ema 0": "de_gan-ema0-SEED",
+         "DRAW, --lr-g 2e-3": "draw-lr2-SEED", "DRAW, --lr-g 2e-3 --read 2": "draw-read2-SEED",
+         "DRAW-GAN, --adversarial 3": "draw-gan-3-SEED",
+         "DRAW-GAN, --adversarial 30": "draw-gan-30-SEED", "DRAW-GAN, --r1 3": "draw-gan-r3-SEED",
+         "DRAW-GAN, --lr-d 1.2e-3": "draw-gan-rate-SEED",
+         "DRAW-GAN, --warm-up 900": "draw-gan-half-SEED",
+         "InfoVAE, --z-dim 20": "info-z20-SEED",
+         "InfoVAE, --z-dim 20 --mmd-weight 1000": "info-z20-1000-SEED",
+         "InfoVAE, --z-dim 12": "info-z12-SEED", "InfoVAE, --z-dim 6": "info-z6-SEED",
+         "InfoVAE, --mmd-weight 30": "info-30-SEED", "InfoVAE, --mmd-weight 300": "info-300-SEED"}
 CIFAR10 = {"DCGAN": "dcgan-cifar10-SEED", "DE-GAN": "de_gan-cifar10-SEED",
            "VAE": "vae-cifar10-SEED"}
 QUICK = {"GRAN1": "gran1", "GRAN3": "gran3", "GRAN5": "gran5", "DRAW": "draw",
@@ -295,26 +307,29 @@ TABLES = {
     "speed": speed,
     "quick": lambda f: measured(f, "quick", REAL | QUICK),
     "battles": lambda f: battles(f, "battles"),
-    "tried": lambda f: measured(f, "tried", TRIED),
+    "tried": lambda f: measured(f, "tried(-more|-once)?", TRIED),
     "tried_bounds": lambda f: bounds(f, {
         "DRAW, 4 epochs": ("draw-quick", ""), "with --lr-g 2e-3": ("draw-lr2", ""),
         "with --lr-g 2e-3 --read 2": ("draw-read2", "")}),
-    "tried_info": lambda f: measured(f, "tried-info", {"InfoVAE, weight 300": "info-300-SEED"}),
-    "noise": lambda f: measured(f, "noise", {"one noise": "gran3-once-SEED",
-                                             "a noise for each step": "gran3-per-step-SEED"}),
+    "tried_battles": lambda f: battles(f, "battles-decay0"),
+    "noise": lambda f: measured(f, "(noise|quick)", {
+        "one noise": "gran3-quick-0", "a noise for each step": "gran3-per-step-0"}),
+    "gran_cifar10": lambda f: measured(f, "gran-cifar10", REAL | {
+        "GRAN1": "gran1-cifar10-SEED", "GRAN3": "gran3-cifar10-SEED"}),
+    "battle_cifar10": lambda f: battles(f, "battle-cifar10"),
     "draw": lambda f: measured(f, "draw", REAL | {"DRAW": "draw-SEED", "InfoVAE": "info-SEED"}),
-    "dcrw": lambda f: measured(f, "dcrw", REAL | {"DCRW": "dcrw-SEED"}),
-    "labels": lambda f: measured(f, "labels", REAL | LABELS),
+    "labels": lambda f: measured(f, "labels(-once)?", REAL | LABELS),
     "wgan": lambda f: measured(f, "wgan", {"WGAN": "wgan-labels-SEED"}),
     "telugu": lambda f: measured(f, "telugu", REAL | TELUGU, PIXELS),
     "cifar10": lambda f: measured(f, "cifar10", REAL | CIFAR10),
     "table3": lambda f: battles(f, "table3"),
     "table4": lambda f: battles(f, "table4"),
     "bounds": lambda f: bounds(f, {
-        "DRAW, T = 10": ("draw", "80.97 at T = 64"), "DCRW": ("dcrw", "71.7"),
+        "DRAW, T = 10": ("draw", "80.97 at T = 64"), "DRAW, 4 epochs": ("draw-quick", ""),
+        "DCRW, 4 epochs": ("dcrw-quick", "71.7"),
         "DCRW, no attention in read": ("dcrw-none", "178.3")}),
-    "rdd": lambda f: per_class(f, "labels", LABELS, {
-        "DCGAN": 0.98, "VAE": 0.80, "AAE": "", "InfoVAE": "", "GAN": ""}),
+    "rdd": lambda f: per_class(f, "labels(-once)?", LABELS, {
+        "DCGAN": 0.98, "VAE": 0.80, "AAE": "", "GAN": ""}),
     "readme": lambda f: readme(f),
 }
 

@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export JOBS=${JOBS:-2} DATA=${DATA:-data} DEVICE=${DEVICE:-cpu} ITERS=${ITERS:-}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-PARTS=" ${*:-quick gran draw dcrw labels wgan telugu faces cifar10} "
+PARTS=" ${*:-quick gran draw labels wgan telugu faces cifar10} "
 mkdir -p runs results
 [ -d "$DATA/telugu" ] || PARTS=${PARTS/ telugu / }  # nobody publishes it
 
@@ -22,17 +22,16 @@ quick    dcrw-quick        3  dcrw.py --dataset mnist --epochs 4
 quick    vae-quick         3  vae.py --dataset mnist
 quick    dcgan-quick       3  dcgan.py --dataset mnist --conditional --epochs 4
 quick    de_gan-quick      3  de_gan.py --dataset mnist --conditional --epochs 2
-gran     gran3-once        1  gran.py --dataset mnist --steps 3 --epochs 2
-gran     gran3-per-step    1  gran.py --dataset mnist --steps 3 --epochs 2 --noise per-step
+gran     gran3-per-step    1  gran.py --dataset mnist --steps 3 --epochs 3 --noise per-step
 gran     dvae              1  vae.py --dataset mnist --objective dvae
+gran     gran1-cifar10     1  gran.py --dataset cifar10 --steps 1 --width 32 --epochs 10
+gran     gran3-cifar10     1  gran.py --dataset cifar10 --steps 3 --width 32 --epochs 10
 draw     draw              3  draw_gan.py --dataset mnist --epochs 15
 draw     info              3  vae.py --dataset mnist --objective info
-dcrw     dcrw              3  dcrw.py --dataset mnist --epochs 8
-dcrw     dcrw-none         1  dcrw.py --dataset mnist --epochs 8 --read none
-labels   dcgan-labels      3  dcgan.py --dataset mnist --conditional --epochs 12
-labels   gan-labels        3  dcgan.py --dataset mnist --conditional --arch dense --epochs 8
+draw     dcrw-none         1  dcrw.py --dataset mnist --epochs 4 --read none
+labels   dcgan-labels      1  dcgan.py --dataset mnist --conditional --epochs 10
+labels   gan-labels        1  dcgan.py --dataset mnist --conditional --arch dense --epochs 8
 labels   vae-labels        3  vae.py --dataset mnist --conditional
-labels   info-labels       3  vae.py --dataset mnist --conditional --objective info
 labels   aae-labels        3  vae.py --dataset mnist --conditional --objective aae
 wgan     wgan-labels       3  dcgan.py --dataset mnist --conditional --objective wgan --epochs 32
 telugu   draw-telugu       1  draw_gan.py --dataset telugu --batch-size 25 --epochs 25
@@ -44,11 +43,26 @@ faces    dcgan-faces       1  dcgan.py --dataset faces --batch-size 64 --epochs 
 cifar10  dcgan-cifar10     1  dcgan.py --dataset cifar10 --conditional --width 16 --epochs 40
 cifar10  de_gan-cifar10    1  de_gan.py --dataset cifar10 --conditional --epochs 20
 cifar10  vae-cifar10       1  vae.py --dataset cifar10 --conditional --arch conv --epochs 4
+tried    gran1-decay0      3  gran.py --dataset mnist --steps 1 --epochs 3 --decay 0
 tried    gran5-decay0      3  gran.py --dataset mnist --steps 5 --epochs 3 --decay 0
 tried    gran5-ema0        3  gran.py --dataset mnist --steps 5 --epochs 3 --ema 0
+tried    gran5-rates       1  gran.py --dataset mnist --steps 5 --epochs 3 --lr-g 4e-4 --lr-d 8e-4
 tried    dcgan-ema0        3  dcgan.py --dataset mnist --conditional --epochs 4 --ema 0
+tried    dcgan-decay0      1  dcgan.py --dataset mnist --conditional --epochs 4 --decay 0
+tried    de_gan-ema0       3  de_gan.py --dataset mnist --conditional --epochs 2 --ema 0
+tried    de_gan-decay0     1  de_gan.py --dataset mnist --conditional --epochs 2 --decay 0
 tried    draw-lr2          3  draw_gan.py --dataset mnist --epochs 4 --lr-g 2e-3
 tried    draw-read2        3  draw_gan.py --dataset mnist --epochs 4 --lr-g 2e-3 --read 2
+tried    draw-gan-3        1  draw_gan.py --dataset mnist --objective draw-gan --epochs 3 --adversarial 3
+tried    draw-gan-30       1  draw_gan.py --dataset mnist --objective draw-gan --epochs 3 --adversarial 30
+tried    draw-gan-r3       1  draw_gan.py --dataset mnist --objective draw-gan --epochs 3 --r1 3
+tried    draw-gan-rate     1  draw_gan.py --dataset mnist --objective draw-gan --epochs 3 --lr-d 1.2e-3
+tried    draw-gan-half     1  draw_gan.py --dataset mnist --objective draw-gan --epochs 3 --warm-up 900
+tried    info-z20          3  vae.py --dataset mnist --objective info --z-dim 20
+tried    info-z20-1000     1  vae.py --dataset mnist --objective info --z-dim 20 --mmd-weight 1000
+tried    info-z12          1  vae.py --dataset mnist --objective info --z-dim 12
+tried    info-z6           1  vae.py --dataset mnist --objective info --z-dim 6
+tried    info-30           1  vae.py --dataset mnist --objective info --mmd-weight 30
 tried    info-300          1  vae.py --dataset mnist --objective info --mmd-weight 300
 END
 }
@@ -57,18 +71,22 @@ END
 measures() { cat <<'END'
 quick    quick             3  eval runs/gran1-quick-SEED runs/gran3-quick-SEED runs/gran5-quick-SEED runs/draw-quick-SEED runs/draw-gan-quick-SEED runs/dcrw-quick-SEED runs/vae-quick-SEED runs/dcgan-quick-SEED runs/de_gan-quick-SEED
 quick    battles           1  gam runs/gran1-quick-0 runs/gran1-quick-1 runs/gran1-quick-2 runs/gran3-quick-0 runs/gran3-quick-1 runs/gran3-quick-2 runs/gran5-quick-0 runs/gran5-quick-1 runs/gran5-quick-2
-gran     noise             1  eval runs/gran3-once-SEED runs/gran3-per-step-SEED
+gran     noise             1  eval runs/gran3-per-step-SEED
 gran     table3            1  gam runs/gran1-quick-0 runs/gran3-quick-0 runs/dvae-0 runs/draw-quick-0
 gran     table4            1  gam runs/gran5-quick-0 runs/gran5-quick-0@7 runs/gran5-quick-0@9
+gran     gran-cifar10      1  eval runs/gran1-cifar10-SEED runs/gran3-cifar10-SEED
+gran     battle-cifar10    1  gam runs/gran1-cifar10-0 runs/gran3-cifar10-0
 draw     draw              3  eval runs/info-SEED runs/draw-SEED
-dcrw     dcrw              3  eval runs/dcrw-SEED
-labels   labels            3  eval runs/dcgan-labels-SEED runs/aae-labels-SEED runs/vae-labels-SEED runs/gan-labels-SEED runs/info-labels-SEED
+labels   labels            3  eval runs/aae-labels-SEED runs/vae-labels-SEED
+labels   labels-once       1  eval runs/dcgan-labels-SEED runs/gan-labels-SEED
 labels   dim-mnist         1  dim --dataset mnist
 wgan     wgan              3  eval runs/wgan-labels-SEED
 telugu   telugu            1  eval runs/vae-telugu-SEED runs/info-telugu-SEED runs/draw-telugu-SEED runs/draw-gan-telugu-SEED --features pixels --n 1500
 cifar10  cifar10           1  eval runs/dcgan-cifar10-SEED runs/de_gan-cifar10-SEED runs/vae-cifar10-SEED
 tried    tried             3  eval runs/gran5-decay0-SEED runs/gran5-ema0-SEED runs/dcgan-ema0-SEED runs/draw-lr2-SEED runs/draw-read2-SEED
-tried    tried-info        1  eval runs/info-300-SEED
+tried    tried-more        3  eval runs/gran1-decay0-SEED runs/de_gan-ema0-SEED runs/info-z20-SEED
+tried    tried-once        1  eval runs/gran5-rates-SEED runs/dcgan-decay0-SEED runs/de_gan-decay0-SEED runs/draw-gan-3-SEED runs/draw-gan-30-SEED runs/draw-gan-r3-SEED runs/draw-gan-rate-SEED runs/draw-gan-half-SEED runs/info-z20-1000-SEED runs/info-z12-SEED runs/info-z6-SEED runs/info-30-SEED runs/info-300-SEED
+tried    battles-decay0    1  gam runs/gran1-decay0-0 runs/gran1-decay0-1 runs/gran1-decay0-2 runs/gran5-decay0-0 runs/gran5-decay0-1 runs/gran5-decay0-2
 END
 }
 
