@@ -107,7 +107,7 @@ class DCRW(nn.Module):
         if self.read_at is None:  # no attention in read: look once (section III-C)
             mu, log_sigma = self.q(self.features(x)).float().chunk(2, 1)  # eq. 29: (B, Z) each
             mu, log_sigma = mu.expand_as(noise), log_sigma.expand_as(noise)
-            written = self.all_written(mu + log_sigma.exp() * noise)          # eqs. 30 to 32
+            written = self.all_written(mu + log_sigma.exp() * noise)      # eqs. 30 to 32
             return self.c_0 + (written.cumsum(0) if every_step else written.sum(0)), mu, log_sigma
         h, cell = self.h_0[:, None].expand(-1, len(x), -1)
         c, canvases, qs = self.c_0.expand_as(x), [], []
@@ -118,7 +118,7 @@ class DCRW(nn.Module):
             h_enc = torch.cat([self.features(r), h], 1)               # eq. 9: (B, features + H)
             mu, log_sigma = self.q(h_enc).float().chunk(2, 1)         # eqs. 5, 6: (B, Z) each
             h, cell = self.decode(mu + log_sigma.exp() * eps, h, cell)  # eqs. 10, 11: (B, H) each
-            c = c + self.written(h)                                    # eq. 12: (B, C, S, S)
+            c = c + self.written(h)                                   # eq. 12: (B, C, S, S)
             canvases.append(c)
             qs.append((mu, log_sigma))
         return (torch.stack(canvases) if every_step else c), *map(torch.stack, zip(*qs))
