@@ -1170,8 +1170,10 @@ def parse_args(argv=None):
         command.set_defaults(work=work)
         add = command.add_argument
         if name != "dim":
-            add("source", nargs="+", type=data.path, help="runs, RUN@7; eval: also images")
-        add("--dataset", type=data.path, help="a name, a folder, a .npz [the runs'; dim: digits]")
+            more = "folders of images, .npy, .npz" if name == "eval" else "a-0 a-1 are one group"
+            add("source", nargs="+", type=data.path, help=f"runs (RUN@7: drawn in 7 steps); {more}")
+        add("--dataset", type=data.path, help="a name, a folder, .npz images, or a .npz of "
+            "Inception's mu and sigma [the runs'; dim: digits]")
         add("--data-dir", type=data.path, help="where data sets are kept [the runs', or data]")
         add("--size", type=int, help="side of the images [the runs', the data set's]")
         add("--n", type=int, default=10000, help="images, at most [10,000]")
