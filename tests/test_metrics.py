@@ -611,7 +611,8 @@ def test_dim_prints_the_curve(bars_set, capsys):
     ("eval wild.npy", "floats in [0, 1]"), ("eval none.npz", "array of images `images`"),
     ("eval bytes.npy", "cannot be read as plain arrays"), ("eval deep.npy", "torch.uint16"),
     ("eval words.npz", "not a whole number for"), ("eval onehot.npz", "not a whole number for"),
-    ("eval ok.npy --n 10", "too few"), ("eval ok.npy --n 0", "--n and --size must be 1"), ("dim --n 60", "2 to 59"),
+    ("eval ok.npy --n 10", "too few"), ("eval ok.npy --n 0", "--n and --size must be 1"),
+    ("dim --n 60", "2 to 59"),
     ("eval ok.npy --json nowhere/e.json", "nowhere/e.json cannot"),
 ])  # fmt: skip
 def test_one_line_says_what_is_wrong(bars_set, capsys, line, said):
