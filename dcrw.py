@@ -254,7 +254,7 @@ def parse_args(argv=None):
     add("--epochs", type=int, help="[15; digits 5; at least 3,000 updates; paper: not given]")
     add("--iters", type=int, help="stop after this many updates; the rate follows --epochs")
     add("--batch-size", type=int, help="[100; paper: not given; at most a quarter of the images]")
-    add("--lr", type=float, default=2e-3, help="Adam's first rate [%(default)s; paper: not given]")
+    add("--lr", type=float, default=4e-3, help="Adam's first rate [%(default)s; paper: not given]")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")
     add("--compile", action="store_true", help="torch.compile the network")
     add("--no-graph", dest="graph", action="store_false", help="no CUDA graph, to debug")

@@ -286,7 +286,7 @@ TRIED = {"GRAN1, --decay 0": "gran1-decay0-SEED", "GRAN5, --decay 0": "gran5-dec
          "DE-GAN, labels, --decay 0": "de_gan-decay0-SEED",
          "DE-GAN, labels, --ema 0": "de_gan-ema0-SEED",
          "WGAN, labels, --lr-g 5e-5 --lr-d 5e-5": "wgan-5e-5-SEED",
-         "DCRW, --lr 4e-3": "dcrw-4e-3-SEED", "DRAW, --lr-g 2e-3": "draw-lr2-SEED",
+         "DCRW, --lr 2e-3": "dcrw-2e-3-SEED", "DRAW, --lr-g 2e-3": "draw-lr2-SEED",
          "DRAW, --lr-g 2e-3 --read 2": "draw-read2-SEED",
          "DRAW-GAN, --adversarial 3": "draw-gan-3-SEED",
          "DRAW-GAN, --adversarial 30": "draw-gan-30-SEED", "DRAW-GAN, --r1 3": "draw-gan-r3-SEED",
