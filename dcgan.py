@@ -332,8 +332,7 @@ def train(args):
     args.classes = len(args.class_names) if args.conditional else 0
     if args.classes == 1:
         raise data.InputError(f"{args.dataset} has only one class: train without --conditional")
-    narrow = args.arch == "conv" and args.size < 64 and not wgan
-    rate = 8e-4 if narrow else 2e-4
+    rate = 8e-4 if name == "dcgan" and args.size < 64 else 2e-4  # narrow networks like more
     args.lr_g, args.lr_d = args.lr_g or rate, args.lr_d or rate
     autocast = data.autocast(args, device)
 
