@@ -48,6 +48,9 @@ tried    gran5-decay0      3  gran.py --dataset mnist --steps 5 --epochs 3 --dec
 tried    gran5-ema0        3  gran.py --dataset mnist --steps 5 --epochs 3 --ema 0
 tried    gran5-rates       1  gran.py --dataset mnist --steps 5 --epochs 3 --lr-g 4e-4 --lr-d 8e-4
 tried    dcgan-ema0        3  dcgan.py --dataset mnist --conditional --epochs 4 --ema 0
+tried    dcgan-2e-4        3  dcgan.py --dataset mnist --conditional --epochs 4 --lr-g 2e-4 --lr-d 2e-4
+tried    dcgan-4e-4        1  dcgan.py --dataset mnist --conditional --epochs 4 --lr-g 4e-4 --lr-d 4e-4
+tried    dcgan-16e-4       1  dcgan.py --dataset mnist --conditional --epochs 4 --lr-g 16e-4 --lr-d 16e-4
 tried    dcgan-decay0      1  dcgan.py --dataset mnist --conditional --epochs 4 --decay 0
 tried    de_gan-ema0       3  de_gan.py --dataset mnist --conditional --epochs 2 --ema 0
 tried    de_gan-decay0     1  de_gan.py --dataset mnist --conditional --epochs 2 --decay 0
@@ -86,8 +89,8 @@ wgan     wgan              3  eval runs/wgan-labels-SEED
 telugu   telugu            1  eval runs/vae-telugu-SEED runs/info-telugu-SEED runs/draw-telugu-SEED runs/draw-gan-telugu-SEED --features pixels --n 1500
 cifar10  cifar10           1  eval runs/dcgan-cifar10-SEED runs/de_gan-cifar10-SEED runs/vae-cifar10-SEED
 tried    tried             3  eval runs/gran5-decay0-SEED runs/gran5-ema0-SEED runs/dcgan-ema0-SEED runs/draw-lr2-SEED runs/draw-read2-SEED
-tried    tried-more        3  eval runs/gran1-decay0-SEED runs/de_gan-ema0-SEED runs/info-z20-SEED runs/dcrw-2e-3-SEED
-tried    tried-once        1  eval runs/gran5-rates-SEED runs/dcgan-decay0-SEED runs/de_gan-decay0-SEED runs/wgan-5e-5-SEED runs/draw-gan-3-SEED runs/draw-gan-30-SEED runs/draw-gan-r3-SEED runs/draw-gan-rate-SEED runs/draw-gan-half-SEED runs/info-z20-1000-SEED runs/info-z12-SEED runs/info-z6-SEED runs/info-30-SEED runs/info-300-SEED
+tried    tried-more        3  eval runs/gran1-decay0-SEED runs/de_gan-ema0-SEED runs/info-z20-SEED runs/dcrw-2e-3-SEED runs/dcgan-2e-4-SEED
+tried    tried-once        1  eval runs/gran5-rates-SEED runs/dcgan-4e-4-SEED runs/dcgan-16e-4-SEED runs/dcgan-decay0-SEED runs/de_gan-decay0-SEED runs/wgan-5e-5-SEED runs/draw-gan-3-SEED runs/draw-gan-30-SEED runs/draw-gan-r3-SEED runs/draw-gan-rate-SEED runs/draw-gan-half-SEED runs/info-z20-1000-SEED runs/info-z12-SEED runs/info-z6-SEED runs/info-30-SEED runs/info-300-SEED
 tried    battles-decay0    1  gam runs/gran1-decay0-0 runs/gran1-decay0-1 runs/gran1-decay0-2 runs/gran5-decay0-0 runs/gran5-decay0-1 runs/gran5-decay0-2
 END
 }
