@@ -292,3 +292,8 @@ def test_a_label_saves_its_nats_and_draws_its_class(patterns, tmp_path, capsys):
               "--classes", "right"])  # fmt: skip
     images = [to_tensor(Image.open(path))[0] for path in drawn.glob("right/*.png")]
     assert len(images) == 6 and all(image[:, 4:].min() > 0.8 for image in images)
+
+
+def test_the_length_of_z_follows_the_objective():
+    sizes = {name: vae.parse_args(["--objective", name]).z_dim for name in vae.LOGS}
+    assert sizes == {"vae": 20, "dvae": 20, "info": 8, "aae": 8}
