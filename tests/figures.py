@@ -163,6 +163,9 @@ def collect():
             *_, last = csv.DictReader((done.parent / "bound.csv").open(newline=""))
             run |= {name: float(last[name]) for name in ("bound", "reconstruction", "kl")}
         found["runs"][done.parent.name] = run
+    for file in sorted((ROOT / "runs").glob("*/explore/*.txt")):
+        lines = [line.split(": ", 1) for line in file.read_text().splitlines()]
+        found.setdefault("explorations", {})[file.stem] = dict(lines)
     git = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True)
     found["made"] = {"commit": git.strip(), "torch": torch.__version__.split("+")[0],
                      "machine": f"two cores of {processor()}"}
@@ -274,6 +277,16 @@ def speed(found):
     return table(["MNIST size", "batch", "ms an update", "images/s", "times the usual loop"], rows)
 
 
+def slides(found):
+    """What --explore found, a row each; the slides' own figures where they have one."""
+    theirs = {("features", "10000 labels, class"): "82.8 % (features of ImageNet)",
+              ("nearest", "50000 images"): "about 3 %"}
+    rows = [[name, title, theirs.get((name, title), ""), text]
+            for name, lines in found.get("explorations", {}).items()
+            for title, text in lines.items()]
+    return table(["exploration", "of", "slides", "here"], rows)
+
+
 REAL = {"*other real images*": "other real images"}
 LABELS = {"DCGAN": "dcgan-labels-SEED", "AAE": "aae-labels-SEED", "VAE": "vae-labels-SEED",
           "GAN": "gan-labels-SEED"}
@@ -322,7 +335,8 @@ TABLES = {
     "gran_cifar10": lambda f: measured(f, "gran-cifar10", REAL | {
         "GRAN1": "gran1-cifar10-SEED", "GRAN3": "gran3-cifar10-SEED"}),
     "battle_cifar10": lambda f: battles(f, "battle-cifar10"),
-    "draw": lambda f: measured(f, "draw", REAL | {"DRAW": "draw-SEED", "InfoVAE": "info-SEED"}),
+    "slides": slides,
+    "draw": lambda f: measured(f, "(draw|info)", REAL | {"DRAW": "draw-SEED", "InfoVAE": "info-SEED"}),
     "labels": lambda f: measured(f, "labels(-once)?", REAL | LABELS),
     "wgan": lambda f: measured(f, "wgan", {"WGAN": "wgan-labels-SEED"}),
     "telugu": lambda f: measured(f, "telugu", REAL | TELUGU, PIXELS),

@@ -26,7 +26,7 @@ gran     gran3-per-step    1  gran.py --dataset mnist --steps 3 --epochs 3 --noi
 gran     dvae              1  vae.py --dataset mnist --objective dvae
 gran     gran1-cifar10     1  gran.py --dataset cifar10 --steps 1 --width 32 --epochs 10
 gran     gran3-cifar10     1  gran.py --dataset cifar10 --steps 3 --width 32 --epochs 10
-draw     draw              3  draw_gan.py --dataset mnist --epochs 15
+draw     draw              1  draw_gan.py --dataset mnist --epochs 15
 draw     info              3  vae.py --dataset mnist --objective info
 draw     dcrw-none         1  dcrw.py --dataset mnist --epochs 4 --read none
 labels   dcgan-labels      1  dcgan.py --dataset mnist --conditional --epochs 10
@@ -81,7 +81,8 @@ gran     table3            1  gam runs/gran1-quick-0 runs/gran3-quick-0 runs/dva
 gran     table4            1  gam runs/gran5-quick-0 runs/gran5-quick-0@7 runs/gran5-quick-0@9
 gran     gran-cifar10      1  eval runs/gran1-cifar10-SEED runs/gran3-cifar10-SEED
 gran     battle-cifar10    1  gam runs/gran1-cifar10-0 runs/gran3-cifar10-0
-draw     draw              3  eval runs/info-SEED runs/draw-SEED
+draw     draw              1  eval runs/draw-SEED
+draw     info              3  eval runs/info-SEED
 labels   labels            3  eval runs/aae-labels-SEED runs/vae-labels-SEED
 labels   labels-once       1  eval runs/dcgan-labels-SEED runs/gan-labels-SEED
 labels   dim-mnist         1  dim --dataset mnist
@@ -92,6 +93,17 @@ tried    tried             3  eval runs/gran5-decay0-SEED runs/gran5-ema0-SEED r
 tried    tried-more        3  eval runs/gran1-decay0-SEED runs/de_gan-ema0-SEED runs/info-z20-SEED runs/dcrw-2e-3-SEED runs/dcgan-2e-4-SEED
 tried    tried-once        1  eval runs/gran5-rates-SEED runs/dcgan-4e-4-SEED runs/dcgan-16e-4-SEED runs/dcgan-decay0-SEED runs/de_gan-decay0-SEED runs/wgan-5e-5-SEED runs/draw-gan-3-SEED runs/draw-gan-30-SEED runs/draw-gan-r3-SEED runs/draw-gan-rate-SEED runs/draw-gan-half-SEED runs/info-z20-1000-SEED runs/info-z12-SEED runs/info-z6-SEED runs/info-30-SEED runs/info-300-SEED
 tried    battles-decay0    1  gam runs/gran1-decay0-0 runs/gran1-decay0-1 runs/gran1-decay0-2 runs/gran5-decay0-0 runs/gran5-decay0-1 runs/gran5-decay0-2
+END
+}
+
+# part, run, exploration and its flags; runs/RUN/explore holds what it finds
+explorations() { cat <<'END'
+labels   dcgan-labels-0    nearest
+faces    dcgan-faces-0     walk
+faces    dcgan-faces-0     arithmetic
+faces    dcgan-faces-0     filters
+faces    dcgan-faces-0     forget
+faces    dcgan-faces-0     features --on cifar10
 END
 }
 
@@ -113,7 +125,13 @@ measure() {  # RESULT COMMAND...
     python metrics.py "${@:2}" "${more[@]}" --data-dir "$DATA" --device "$DEVICE" --json "results/$1.json" > "results/$1.txt" 2>&1 \
         || { echo "== $1 failed:"; tail -n 3 "results/$1.txt"; return 1; }
 }
-export -f train measure
+explore() {  # RUN NAME FLAGS...
+    [ ! -e "runs/$1/explore/$2.png" ] && [ ! -e "runs/$1/explore/$2.txt" ] || return 0
+    echo "== $(date +%T) python dcgan.py --resume runs/$1 --explore ${*:2}"
+    python dcgan.py --resume "runs/$1" --explore "${@:2}" --data-dir "$DATA" --device "$DEVICE" \
+        || [ -n "$ITERS" ]  # a rehearsal's samples show nothing yet
+}
+export -f train measure explore
 
 each() {  # the lines of a list that belong to PARTS, once for each seed
     local part name seeds rest seed
@@ -125,5 +143,8 @@ each() {  # the lines of a list that belong to PARTS, once for each seed
 
 runs | each | xargs -P "$JOBS" -L 1 bash -c 'train "$@"' _
 measures | each | xargs -P "$JOBS" -L 1 bash -c 'measure "$@"' _
+explorations | while read -r part rest; do
+    [[ $PARTS != *" $part "* ]] || echo "$rest"
+done | xargs -P "$JOBS" -L 1 bash -c 'explore "$@"' _
 for run in runs/*/; do python tests/figures.py "$run"; done
 python tests/figures.py tables

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import dcgan
 import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +41,16 @@ def test_every_measure_of_the_list_is_of_its_runs(row):
         name, seed = source.partition("@")[0].removeprefix("runs/").rsplit("-", 1)
         assert name in runs and (seed == "SEED" or int(seed) < runs[name]), source
         assert seed != "SEED" or int(row[2]) <= runs[name], source
+
+
+@pytest.mark.parametrize("row", lines("explorations"), ids=lambda row: row[2])
+def test_every_exploration_of_the_list_fits_its_run(row):
+    part, run, look, *flags = " ".join(row).split()
+    parts = {name: (own, command) for own, name, _, command in lines("runs")}
+    own, command = parts[run.removesuffix("-0")]
+    args = dcgan.parse_args(command.split()[1:])
+    assert own == part and flags in ([], ["--on", "cifar10"])
+    assert ("labels" in dcgan.EXPLORATIONS[look]) == args.conditional or look == "walk"
 
 
 def test_reproduce_is_sound_bash():
