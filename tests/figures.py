@@ -336,7 +336,8 @@ TABLES = {
         "GRAN1": "gran1-cifar10-SEED", "GRAN3": "gran3-cifar10-SEED"}),
     "battle_cifar10": lambda f: battles(f, "battle-cifar10"),
     "slides": slides,
-    "draw": lambda f: measured(f, "(draw|info)", REAL | {"DRAW": "draw-SEED", "InfoVAE": "info-SEED"}),
+    "draw": lambda f: measured(f, "(draw|info)", REAL | {
+        "DRAW": "draw-SEED", "InfoVAE": "info-SEED"}),
     "labels": lambda f: measured(f, "labels(-once)?", REAL | LABELS),
     "wgan": lambda f: measured(f, "wgan", {"WGAN": "wgan-labels-SEED"}),
     "telugu": lambda f: measured(f, "telugu", REAL | TELUGU, PIXELS),
