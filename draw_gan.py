@@ -35,7 +35,7 @@ import metrics
 
 # ---- model ---------------------------------------------------------------------------------------
 # Shapes: B batch, T drawing steps, Z length of z_t, H of an LSTM's state, (C, S, S) an image,
-# (C, N, N) a glimpse, (C, M, M) a patch. Equations: "eq." alone is DRAW-GAN's.
+# (C, N, N) a glimpse, (C, M, M) a patch. Equations without "DRAW" are DRAW-GAN's.
 
 
 def window(params, N, S):
@@ -94,7 +94,7 @@ class Draw(nn.Module):
         self.h_enc_0, self.h_dec_0 = (nn.Parameter(torch.zeros(hidden)) for _ in range(2))
 
     def draw_z(self, n, steps=None, generator=None, device=None):
-        """Noise (T, n, Z), new at each step. If shared, z_1 - z_2 lacks it: x passes at no KL."""
+        """Noise (T, n, Z). Each step has its own: in z_1 - z_2 a shared one would cancel."""
         return torch.randn(steps or self.steps, n, self.z_dim, generator=generator, device=device)
 
     @torch.autocast("cuda", enabled=False)  # on CUDA only D uses bfloat16: it rounds LSTM cells
