@@ -978,6 +978,7 @@ def print_table(columns, rows):
     cells = [[title, *(cell(text, row) for row in rows)] for title, text in columns.items()]
     cells = [column for column in cells if set(column[1:]) != {"-"}]
     widths = [max(map(len, column)) for column in cells]
+    print()
     for first, *others in zip(*cells):
         print("  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]).rstrip())
 
@@ -1049,7 +1050,6 @@ def eval_command(args):
     n = min(args.n, *(len(s.images) for s in (train, *sources) if isinstance(s, Images)))
     if n < 20:
         raise InputError(f"{n} images are too few: 20 are needed of each side")
-
     labelled = len(train.labels[train.labels >= 0].unique()) > 1
     enough = labelled and len(test.images) and len(train.images) >= SMALL
     kind, net = args.features or ("classifier" if enough else "pixels"), None
@@ -1071,11 +1071,11 @@ def eval_command(args):
         images, labels = source.draw(n, args.seed, mix, train.classes)
         found = measure(images, real, kind, net, labels, mix, sigma, known)
         rows.append({"name": source.name} | found)
-    print(f"\n{args.dataset}, {train.shape[-1]} px: against {n} training images, seed {args.seed}\n"
+    print(f"\n{args.dataset}, {train.shape[-1]} px: against {n} training images"
+          f"{', as many as the smallest source has' * (n < args.n)}, seed {args.seed}\n"
           f"FID on {kind} ({known.shape[1]} numbers), others on pixels; sigma {sigma:.2f}")
     if kind == "classifier" and math.isfinite(net.test_error):
         print(f"the classifier misreads {net.test_error:.2%} of the labelled held-out images")
-    print()
     print_table(EVAL, rows)
     print(EVAL_NOTES)
     return {"n": n, "features": kind, "bandwidth": sigma, "rows": rows}
@@ -1103,10 +1103,11 @@ GAM = {"battle": "{M1} vs. {M2}", "r_test": "{r_test:.3g}", "r_sample": "{r_samp
        "all pairs": "{r_sample_range[0]:.3g} to {r_sample_range[1]:.3g}",
        "eq. 11": "{winner:s}", "overfit": "{winner_overfit:s}", "error": "{error:.3f}"}
 GAM_NOTES = """
-r_sample below 1: M1, the first, wins; above 1: M2. eq. 11: a tie unless r_test is within a factor
-of {:g} of 1; overfit: unless the Ds' ratios of test to training errors are, of each other. 95 %:
-for the choice of images, not for another training; all pairs: of two groups' runs; won: M1's and
-M2's by eq. 11. error: of the one D on the samples of a run that has none (Table 3)."""
+AUC: how often D ranks a test image above a sample of its own G. r_sample below 1: M1, the first,
+wins; above 1: M2. eq. 11: a tie unless r_test, the ratio of the test errors, is within a factor of
+{:g} of 1; overfit: the same, with test over training errors. 95 %: for the choice of images, not
+for another training. Groups: by mean errors; won, all pairs: wins by eq. 11 and r_sample of their
+pairs. error: of the one D on samples of a run without a D."""
 
 
 def gam_command(args):
@@ -1137,9 +1138,8 @@ def gam_command(args):
               | {key: rates[key][i] for key in ("train", "test", "auc")}
               for i, run in enumerate(runs) if run.logits]
     tests = min(args.n, len(test.images))
-    print(f"\n{args.dataset}: {args.n} samples of each, {tests} test images, seed {args.seed}\n")
+    print(f"\n{args.dataset}: {args.n} samples of each, {tests} test images, seed {args.seed}")
     print_table(JUDGES, judges)
-    print()
     print_table(GAM, battles)
     print(GAM_NOTES.format(1 + args.tolerance))
     return {"n": args.n, "tolerance": args.tolerance, "runs": [run.name for run in runs],
