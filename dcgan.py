@@ -249,7 +249,7 @@ def parse_args(argv=None):
     add("--sample-every", type=int, help="updates between pictures [200; 2,000 on CUDA]")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, help="[25; digits 4; at least 3,000 updates of G]")
-    add("--iters", type=int, help="stop after this many updates of G; rates follow --epochs")
+    add("--iters", type=int, help="stop at this update of G, from 1 on; rates follow --epochs")
     add("--batch-size", type=int, help="[128, wgan 64: the papers'; at most a quarter of the set]")
     add("--lr-g", type=float, help="learning rate for G [below 64 px 8e-4; wgan, 64 px, GAN: 2e-4]")
     add("--lr-d", type=float, help="and for D or the critic [the same; papers: 2e-4, WGAN 5e-5]")

@@ -252,7 +252,7 @@ def parse_args(argv=None):
     add("--sample-every", type=int, help="updates between pictures [200; 2,000 on CUDA]")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, help="[15; digits 5; at least 3,000 updates; paper: not given]")
-    add("--iters", type=int, help="stop after this many updates; the rate follows --epochs")
+    add("--iters", type=int, help="stop at this update, from 1 on; the rate follows --epochs")
     add("--batch-size", type=int, help="[100; paper: not given; at most a quarter of the images]")
     add("--lr", type=float, default=4e-3, help="Adam's first rate [%(default)s; paper: not given]")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")

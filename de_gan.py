@@ -289,7 +289,7 @@ def parse_args(argv=None):
     add("--sample-every", type=int, help="updates between pictures [200; 2,000 on CUDA]")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, help="of D and G [25, the paper's; digits 4; at least 3,000 updates]")
-    add("--iters", type=int, help="stop D and G after this many updates; rates follow --epochs")
+    add("--iters", type=int, help="stop D and G at this update of theirs; rates follow --epochs")
     add("--vae-iters", type=int, help="the VAE's updates [max(3 epochs, 1,000), at most --iters]")
     add("--batch-size", type=int, help="[64; at most a quarter of the images]")
     add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for G [%(default)s]")

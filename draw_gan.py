@@ -305,7 +305,7 @@ def parse_args(argv=None):
     add = parser.add_argument_group("training").add_argument
     add("--objective", choices=["draw", "draw-gan"], default="draw", help="[%(default)s]")
     add("--epochs", type=int, help="[30; digits 5; at least 3,000 updates]")
-    add("--iters", type=int, help="stop after this many updates; rates follow --epochs")
+    add("--iters", type=int, help="stop at this update, from 1 on; rates follow --epochs")
     add("--batch-size", type=int, help="[100; DRAW-GAN's paper: 64; at most 1/4 of the images]")
     add("--lr-g", type=float, default=4e-3, help="G's learning rate at the start [%(default)s]")
     add("--lr-d", type=float, default=6e-4, help="D's learning rate at the start [%(default)s]")

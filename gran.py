@@ -238,7 +238,7 @@ def parse_args(argv=None):
     add("--sample-every", type=int, help="updates between pictures [200; 2,000 on CUDA]")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, help="[15; digits 5; at least 3,000 updates; authors: 15 to 70]")
-    add("--iters", type=int, help="stop after this many updates; rates follow --epochs")
+    add("--iters", type=int, help="stop at this update, from 1 on; rates follow --epochs")
     add("--batch-size", type=int, help="[100, as in the paper; at most a quarter of the images]")
     add("--lr-g", type=float, help="Adam's learning rate for G [MNIST, LSUN 2e-4; CIFAR-10 1e-4]")
     add("--lr-d", type=float, help="and for D [MNIST 4e-4, LSUN 1e-4, CIFAR-10 4e-5]")

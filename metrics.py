@@ -843,7 +843,7 @@ def inception(device="cpu"):
     the last one is a max pool. Its weights of 2015-12-05 are downloaded once to torch hub's cache.
     """
     net = tv.Inception3(num_classes=1008, aux_logits=False, init_weights=False)
-    with explained(f"put {INCEPTION} into {torch.hub.get_dir()}/checkpoints"):
+    with explained(f"put {INCEPTION} into {torch.hub.get_dir()}/checkpoints (pixels need none)"):
         net.load_state_dict(torch.hub.load_state_dict_from_url(  # checks the hash in the name
             INCEPTION, map_location="cpu", check_hash=True))
 

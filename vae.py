@@ -241,7 +241,7 @@ def parse_args(argv=None):
     add("--sample-every", type=int, help="updates between pictures [500; 5,000 on CUDA]")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=int, help="[20; digits 5; at least 3,000 updates]")
-    add("--iters", type=int, help="stop after this many updates, whatever --epochs says")
+    add("--iters", type=int, help="stop at this update, from 1 on, whatever --epochs says")
     add("--batch-size", type=int, help="[100, as in the paper; at most a quarter of the images]")
     add("--lr", type=float, default=1e-3, help="Adam's rate; half in aae's phase 2 [%(default)s]")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")
