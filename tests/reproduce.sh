@@ -38,7 +38,7 @@ telugu   draw-telugu       1  draw_gan.py --dataset telugu --batch-size 25 --epo
 telugu   draw-gan-telugu   1  draw_gan.py --dataset telugu --batch-size 25 --objective draw-gan --epochs 10
 telugu   vae-telugu        1  vae.py --dataset telugu --epochs 40
 telugu   info-telugu       1  vae.py --dataset telugu --objective info --epochs 40
-faces    de_gan-faces      1  de_gan.py --dataset faces --epochs 8
+faces    de_gan-faces      1  de_gan.py --dataset faces --epochs 25
 faces    dcgan-faces       1  dcgan.py --dataset faces --batch-size 64 --epochs 35
 cifar10  dcgan-cifar10     1  dcgan.py --dataset cifar10 --conditional --width 16 --epochs 40
 cifar10  de_gan-cifar10    1  de_gan.py --dataset cifar10 --conditional --epochs 20
