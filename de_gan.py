@@ -14,8 +14,9 @@ Differs from the paper:
   (--decay), lambda_2 = 0.01, samples from an average of G's weights (--ema).
 - Table II's D has layers of 11 and 74 maps, as if 10 labels were joined to 1 and 64. These counts
   stay; --conditional joins labels to every layer's input in G and D. The VAE never sees them.
-- In Tables III and IV a layer's output is not the next one's input. D is read as 64-128-256-512, G
-  as its mirror image, by default a quarter as wide (--width). Every tanh is a sigmoid: [0, 1].
+- In Tables III and IV G's layers do not chain. D has 64, 128 and 256 maps, as printed, at 64 px
+  512 more; G is its mirror image, both by default half as wide (--width). A tanh is a sigmoid here,
+  and D reads 2x - 1.
 Measured: MNIST, --conditional, 4,685 updates, FID 0.21 by a classifier of MNIST (RESULTS.md).
 """
 
@@ -129,12 +130,13 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """D: images (B, C, S, S) in [0, 1], and labels (B,) if L > 0 -> logits (B,), positive = real.
 
-    A `down` to each of maps, a layer of `dense` units if that is not 0, then the logit.
+    A `down` to each of maps, a layer of `dense` units if that is not 0, then the logit. signed: it
+    reads 2x - 1, the range of a tanh (Tables III and IV).
     """
 
-    def __init__(self, maps, channels, size, classes=0, dense=0):
+    def __init__(self, maps, channels, size, classes=0, dense=0, signed=False):
         super().__init__()
-        self.classes = classes
+        self.classes, self.signed = classes, signed
         downs, last = [], []
         for k, k_next in pairwise([channels, *maps]):
             norm = nn.BatchNorm2d(k_next, track_running_stats=False)  # always the batch's own
@@ -151,7 +153,7 @@ class Discriminator(nn.Module):
     def forward(self, x, labels=None, with_hidden=False):
         """with_hidden: -> (logits, h), h (B, K, s, s) the last convolution's maps (eq. 12)."""
         y = F.one_hot(labels, self.classes) if self.classes else None  # (B, L)
-        h = self.downs(x, y)                                           # (B, K, s, s)
+        h = self.downs(2 * x - 1 if self.signed else x, y)             # (B, K, s, s)
         logits = self.last(h.movedim(1, 3).flatten(1), y).squeeze(1).float()
         return (logits, h) if with_hidden else logits
 
@@ -203,12 +205,14 @@ def build(args):
     if args.size == 28:
         maps_G, maps_D, dense = [128, 128], [11, 74], 1024
     elif args.size in (32, 64):
-        maps_D = [(width or 16) << i for i in range(4)]
+        maps_D = [(width or 32) << i for i in range(3 if args.size == 32 else 4)]
         maps_G = maps_D[::-1]
     else:
         raise data.InputError(f"no networks for images of {args.size} px: give --size 28, 32 or 64")
     G = Generator(maps_G, args.channels, args.size, args.z_dim, args.classes)
-    nets = {"G": G, "D": Discriminator(maps_D, args.channels, args.size, args.classes, dense)}
+    signed = args.size != 28
+    D = Discriminator(maps_D, args.channels, args.size, args.classes, dense, signed)
+    nets = {"G": G, "D": D}
     if args.noise != "plain":
         nets["vae"] = VAE(args.channels, args.size, args.z_dim)
     return nets | ({"ema": copy.deepcopy(G)} if getattr(args, "ema", 0) else {})
@@ -306,7 +310,7 @@ def parse_args(argv=None):
         help="G's input: z' or N(0, I) [%(default)s]")
     add("--lambda-hidden", type=float, default=0.01, help="lambda_2 weighs eq. 12 [%(default)s]")
     add("--z-dim", type=int, default=128, help="length of the noise [%(default)s, as in the paper]")
-    add("--width", type=int, help="maps of D's first layer; not at 28 px [16; paper: 64]")
+    add("--width", type=int, help="maps of D's first layer; not at 28 px [32; paper: 64]")
     args = parser.parse_args(argv)
     data.check_flags(parser, args, may_be_0=("decay", "ema", "lambda_hidden", "vae_iters"))
     if args.batch_size == 1:

@@ -72,10 +72,10 @@ def test_table_2(L):
         assert shapes(nets["D"], x, y) == [(11, 14, 14, 5), (74, 7, 7, 5), (1024,), (1,)]
 
 
-@pytest.mark.parametrize("size, base", [(64, 4), (32, 2)])
-@pytest.mark.parametrize("width, k", [(None, 16), (64, 64)])
-def test_tables_3_and_4(size, base, width, k):
-    """CelebA and CIFAR-10, as chained in the docstring; by default a quarter of the width."""
+@pytest.mark.parametrize("size, K", [(64, [8, 4, 2, 1]), (32, [4, 2, 1])])
+@pytest.mark.parametrize("width, k", [(None, 32), (64, 64)])
+def test_tables_3_and_4(size, K, width, k):
+    """CelebA and CIFAR-10, as chained in the docstring; by default half of the width."""
     with torch.device("meta"):
         nets = de_gan.build(namespace(channels=3, size=size, width=width))
         x, z = torch.zeros(5, 3, size, size), torch.zeros(5, 128)
@@ -85,9 +85,18 @@ def test_tables_3_and_4(size, base, width, k):
         assert decoder == [*first, *last, (3, size, size, 5)]
         maps = [(n, size // s, size // s, 5) for n, s in ((32, 2), (64, 4), (128, 8))]
         assert shapes(nets["vae"].encoder, x) == [*maps, (256,)]
-        maps = [(n * k, base * s, base * s, 5) for n, s in ((4, 2), (2, 4), (1, 8))]
-        assert shapes(nets["G"], z) == [(1024,), (8 * k * base**2,), *maps, (3, size, size, 5)]
-        assert shapes(nets["D"], x) == [*maps[::-1], (8 * k, base, base, 5), (1,)]
+        first, *maps = [(n * k, 4 << i, 4 << i, 5) for i, n in enumerate(K)]  # from 4 x 4 up
+        dense = [(1024,), (16 * K[0] * k,)]
+        assert shapes(nets["G"], z) == [*dense, *maps, (3, size, size, 5)]
+        assert shapes(nets["D"], x) == [*maps[::-1], first, (1,)]
+
+
+def test_d_reads_the_range_of_a_tanh_where_the_paper_has_one():
+    """Tables III and IV: a D of 2x - 1; Table II: of x."""
+    for size, channels in ((32, 3), (28, 1)):
+        D, x = built(size=size, channels=channels)["D"].eval(), torch.rand(4, channels, size, size)
+        _, h = D(x, with_hidden=True)
+        torch.testing.assert_close(h, D.downs(2 * x - 1 if size == 32 else x))
 
 
 def test_nets_of_a_run():
