@@ -296,8 +296,8 @@ def parse_args(argv=None):
     add("--iters", type=int, help="stop D and G at this update of theirs; rates follow --epochs")
     add("--vae-iters", type=int, help="the VAE's updates [max(3 epochs, 1,000), at most --iters]")
     add("--batch-size", type=int, help="[64; at most a quarter of the images]")
-    add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for G [%(default)s]")
-    add("--lr-d", type=float, default=2e-4, help="and for D [%(default)s]")
+    add("--lr-g", type=float, help="Adam's learning rate for G [2e-4; 32 px 8e-4]")
+    add("--lr-d", type=float, help="and for D [2e-4; 32 px 8e-4]")
     add("--lr-vae", type=float, default=1e-3, help="and for the VAE [%(default)s]")
     add("--decay", type=float, default=0.2, help="last share of updates: rates fall to 0 [0.2]")
     add("--ema", type=float, default=0.99, help="samples: G's moving average; 0: off [%(default)s]")
@@ -358,7 +358,7 @@ def update(nets, optimisers, x, y, lambda_hidden, autocast):
 
 
 def complete(args):
-    """Fill in what follows from the images: the number of classes and the VAE's updates."""
+    """Fill in what follows from the images: the number of classes, the VAE's updates, the rates."""
     args.classes = len(args.class_names) if args.conditional else 0
     if args.classes == 1:
         raise data.InputError(f"{args.dataset} has one class only: train without --conditional")
@@ -367,6 +367,8 @@ def complete(args):
     elif args.vae_iters is None:
         three_epochs = 3 * (args.train_images // args.batch_size)
         args.vae_iters = min(max(three_epochs, 1000), args.iters or math.inf)
+    rate = 8e-4 if args.size == 32 else 2e-4
+    args.lr_g, args.lr_d = args.lr_g or rate, args.lr_d or rate
 
 
 def run_updates(args, nets, optimisers, images, labels, start, total, autocast):
