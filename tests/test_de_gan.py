@@ -316,6 +316,17 @@ def test_updates_of_the_vae(flags, images, expected):
     assert args.vae_iters == expected
 
 
+@pytest.mark.parametrize("size, flags, rates", [
+    (28, [], (2e-4, 2e-4)), (32, [], (8e-4, 8e-4)), (64, [], (2e-4, 2e-4)),
+    (32, ["--lr-d", "1e-4"], (8e-4, 1e-4)),
+])
+def test_rates_of_the_sizes(size, flags, rates):
+    args = de_gan.parse_args(["--batch-size", "64", "--size", str(size), *flags])
+    args.train_images = 300
+    de_gan.complete(args)
+    assert (args.lr_g, args.lr_d) == rates
+
+
 @pytest.mark.parametrize("stop", [2, 3, 4])
 def test_exact_resume(folder, tmp_path, monkeypatch, stop):
     """A stop in the VAE's updates, after the last of them, and after the first of D and G."""
