@@ -41,7 +41,7 @@ telugu   info-telugu       1  vae.py --dataset telugu --objective info --epochs 
 faces    de_gan-faces      1  de_gan.py --dataset faces --epochs 25
 faces    dcgan-faces       1  dcgan.py --dataset faces --batch-size 64 --epochs 35
 cifar10  dcgan-cifar10     1  dcgan.py --dataset cifar10 --conditional --width 16 --epochs 40
-cifar10  de_gan-cifar10    1  de_gan.py --dataset cifar10 --conditional --epochs 8
+cifar10  de_gan-cifar10    1  de_gan.py --dataset cifar10 --conditional --epochs 4
 cifar10  vae-cifar10       1  vae.py --dataset cifar10 --conditional --arch conv --epochs 4
 tried    gran1-decay0      3  gran.py --dataset mnist --steps 1 --epochs 3 --decay 0
 tried    gran5-decay0      3  gran.py --dataset mnist --steps 5 --epochs 3 --decay 0
