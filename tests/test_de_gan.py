@@ -360,7 +360,7 @@ def test_exact_resume(folder, tmp_path, monkeypatch, stop):
 def test_decay_and_average(folder, tmp_path):
     """Rates fall over the last updates planned; the average follows G's weights."""
     images = len(data.load(str(folder), str(folder.parent))[0])
-    planned, lr = 2 * (images // 8), 2e-4
+    planned, lr = 2 * (images // 8), 8e-4
     flags = ["--vae-iters", "1", "--epochs", "2", "--decay", "0.5", "--ema", "0.75"]
     one = run(folder, tmp_path / "run", *flags, "--iters", str(planned - 1))
     de_gan.main(["--resume", str(tmp_path / "run"), "--iters", str(planned)])
