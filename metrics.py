@@ -95,7 +95,8 @@ def draw_losses(folder):
     values = [float(row[name]) for row in rows for name in names if row[name]] or [0.0]
     low, last, picture = min(values), int(rows[-1]["step"]), Image.new("RGB", (640, 400), "white")
     height, pen = max(values) - low or 1, ImageDraw.Draw(picture)
-    pen.text((20, 375), f"{low:.3g} to {max(values):.3g}, over {last:,} updates", "black")
+    pen.line([(20, 40), (20, 360), (620, 360)], "gray")
+    pen.text((20, 370), f"up: {low:.3g} to {max(values):.3g}; right: {last:,} updates", "black")
     for i, (name, colour) in enumerate(zip(names, ("navy", "firebrick", "green", "orange"))):
         pen.text((20 + 150 * i, 10), name, colour)
         line = [(int(row["step"]) / last, (float(row[name]) - low) / height)
@@ -1148,7 +1149,6 @@ def gam_command(args):
 
 def dim_command(args):
     """The intrinsic dimension of a data set's training images over k."""
-    args.dataset = args.dataset or "digits"
     train = read_images(args.dataset, args.size, args.data_dir or "data", "train")
     x, ks = train.draw(args.n, args.seed)[0].flatten(1).to(args.device), [10, 20, 50, 100]
     levina, mackay = (intrinsic_dimension(x, ks, name) for name in ("levina", "mackay"))
@@ -1172,8 +1172,8 @@ def parse_args(argv=None):
         if name != "dim":
             more = "folders of images, .npy, .npz" if name == "eval" else "a-0 a-1 are one group"
             add("source", nargs="+", type=data.path, help=f"runs (RUN@7: drawn in 7 steps); {more}")
-        add("--dataset", type=data.path, help="a name, a folder, .npz images, or a .npz of "
-            "Inception's mu and sigma [the runs'; dim: digits]")
+        add("--dataset", type=data.path, default="digits" if name == "dim" else None,
+            help="a name, folder, .npz of images or of Inception's mu, sigma [the runs', digits]")
         add("--data-dir", type=data.path, help="where data sets are kept [the runs', or data]")
         add("--size", type=int, help="side of the images [the runs', the data set's]")
         add("--n", type=int, default=10000, help="images, at most [10,000]")

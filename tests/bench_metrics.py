@@ -2,11 +2,12 @@
 
 Each part runs in a process of its own, ours first, so that its peak memory is ours. The last part
 is the whole of `metrics.py eval` on an untrained GRAN5, after training the data set's classifier
-if need be. Needs scikit-learn and scikit-dimension.
+if need be. Needs scikit-learn and scikit-dimension. --json FILE: the seconds, for tests/figures.py.
 """
 
 import argparse
 import functools
+import json
 import resource
 import subprocess
 import sys
@@ -23,6 +24,8 @@ sys.path.insert(0, str(ROOT))
 import data
 import metrics
 
+ROWS = []
+
 
 def report(name, ours, peers, rounds=3):
     """Runs ours and {peer: function} in turn and prints the shortest time of each."""
@@ -38,6 +41,7 @@ def report(name, ours, peers, rounds=3):
     print(f"{name}: {seconds[name]:.2f} s, peak so far {peak:.2f} GiB")
     for peer in peers:
         ratio = seconds[peer] / seconds[name]
+        ROWS.append({"measure": name, "seconds": seconds[name], "peer": peer, "ratio": ratio})
         print(f"    {peer:<48} {seconds[peer]:6.2f} s   {ratio:5.2f} of ours", flush=True)
 
 
@@ -48,7 +52,7 @@ def frechet():
         spectrum = torch.logspace(0, decay, 2048, dtype=torch.float64)
         x, y = (torch.randn(n, 2048, dtype=torch.float64) * spectrum for _ in "12")
         (mu1, cov1), (mu2, cov2) = metrics.stats(x), metrics.stats(y)
-        theirs = {"scipy.linalg.sqrtm of the product": lambda: sqrtm(cov1.numpy() @ cov2.numpy())}
+        theirs = {"scipy.linalg.sqrtm, as pytorch-fid": lambda: sqrtm(cov1.numpy() @ cov2.numpy())}
         report(name, lambda: metrics.frechet_distance(mu1, cov1, mu2, cov2), theirs, rounds=2)
 
     torch.manual_seed(0)
@@ -118,11 +122,18 @@ if __name__ == "__main__":
     parser.add_argument("part", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     if len(args.part) == 1:
         PARTS[args.part[0]](*([args.dataset, args.data_dir] if args.part == ["eval"] else []))
+        if args.json:
+            known = json.loads(args.json.read_text())["rows"] if args.json.exists() else []
+            args.json.write_text(json.dumps({"rows": known + ROWS}, indent=1) + "\n")
     else:
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
+        if args.json:
+            args.json.unlink(missing_ok=True)
         for part in args.part or PARTS:
             command = [sys.executable, __file__, part, "--dataset", args.dataset]
+            command += ["--json", args.json] if args.json else []
             subprocess.run([*command, "--data-dir", args.data_dir], check=True)

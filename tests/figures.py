@@ -1,7 +1,7 @@
 """The papers' one-off figures of a trained run, and the tables of README.md and assets/RESULTS.md.
 
     python tests/figures.py runs/gran5-mnist        nearest.png and others, into the run's folder
-    python tests/figures.py curve FOLDER FLAGS...   DE-GAN's Figure 6: accuracy over the updates
+    python tests/figures.py curve FOLDER 200 FLAGS...   DE-GAN's Figure 6: accuracy every 200 updates
     python tests/figures.py tables                  collect runs/ and results/, write the tables
 
 A table is what lies between <!-- NAME --> and <!-- end -->. Its figures come from
@@ -124,24 +124,29 @@ def figures(folder):
         latent_map(run, folder)
 
 
-def curve(folder, *flags, points=tuple(range(100, 1900, 100)), n=2000):
-    """FOLDER/accuracy.csv: how many of n samples are read as their label, at points of a training.
+def curve(folder, every, *flags, n=2000):
+    """FOLDER/accuracy.csv: how many of n samples are read as their label, at 9 points of a training.
 
     Each point resumes the run, exactly on a CPU. flags: of de_gan.py; give --vae-iters, --epochs,
     which --iters would change, and --ema 0, since a young average holds G's first weights.
     """
-    rows = [("updates", "accuracy")]
-    for updates in points:
-        resumed = (Path(folder) / "checkpoint.pt").exists()
-        start = ["--resume", folder] if resumed else ["--out", folder, *flags]
-        de_gan.main([*start, "--iters", str(updates)])
+    file = Path(folder) / "accuracy.csv"
+    rows = [line.split(",") for line in file.read_text().split()] if file.exists() else []
+    rows = rows or [["updates", "accuracy"]]
+    for updates in range(len(rows) * int(every), 10 * int(every), int(every)):
+        start, reached = ["--out", folder, *flags], 0
+        if (Path(folder) / "checkpoint.pt").exists():
+            start, checkpoint = ["--resume", folder], metrics.load_checkpoint(folder)
+            reached = checkpoint["step"] - (checkpoint["args"]["vae_iters"] or 0)
+        if reached < updates:
+            de_gan.main([*start, "--iters", str(updates)])
         run, labels = metrics.load_run(folder), torch.arange(n)
         classifier = metrics.classifier_of(run.args.dataset, run.args.data_dir, run.args.size)
         labels = labels % len(run.classes)
         images = run.sample(n, labels, seed=1)
-        rows.append((updates, metrics.test_accuracy(classifier, images, labels)))
-        with (Path(folder) / "accuracy.csv").open("w", newline="") as file:
-            csv.writer(file).writerows(rows)
+        rows.append([updates, metrics.test_accuracy(classifier, images, labels)])
+        with file.open("w", newline="") as opened:
+            csv.writer(opened).writerows(rows)
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -163,6 +168,8 @@ def collect():
             *_, last = csv.DictReader((done.parent / "bound.csv").open(newline=""))
             run |= {name: float(last[name]) for name in ("bound", "reconstruction", "kl")}
         found["runs"][done.parent.name] = run
+    for file in sorted((ROOT / "runs").glob("curve-*/accuracy.csv")):
+        found.setdefault("curves", {})[file.parent.name] = list(csv.reader(file.open(newline="")))
     for file in sorted((ROOT / "runs").glob("*/explore/*.txt")):
         lines = [line.split(": ", 1) for line in file.read_text().splitlines()]
         found.setdefault("explorations", {})[file.stem] = dict(lines)
@@ -284,9 +291,34 @@ def kernels(found):
 
 def speed(found):
     rows = [[row["part"], row["batch"], f"{row['ms']:.1f}", f"{row['images_per_s']:.0f}",
-             "{:.2f} to {:.2f}".format(row["ratios"][0], row["ratios"][-1])]
+             *(f"{row[kind][0]:.2f} to {row[kind][-1]:.2f}" if kind in row else ""
+               for kind in ("ratios", "competent"))]
             for row in found["measures"].get("speed-0", {"rows": []})["rows"]]
-    return table(["MNIST size", "batch", "ms an update", "images/s", "times the usual loop"], rows)
+    return table(["MNIST size", "batch", "ms an update", "images/s", "times the usual loop",
+                  "a competent one"], rows)
+
+
+def speed_metrics(found):
+    """Seconds of the measures and of their peers, from tests/bench_metrics.py --json."""
+    rows = [[row["measure"], f"{row['seconds']:.2f}", row["peer"], f"{row['ratio']:.2f}"]
+            for row in found["measures"].get("speed-metrics-0", {"rows": []})["rows"]]
+    return table(["measure", "seconds", "next to", "times as long"], rows)
+
+
+def dimension(found):
+    """DE-GAN, Figure 4 and Table I: the estimate goes on falling with k."""
+    rows = [[row["k"], f"{row['levina']:.1f}", f"{row['mackay']:.1f}"]
+            for row in found["measures"].get("dim-mnist-0", {"dimension": []})["dimension"]]
+    return table(["k", "mean of m_k (eq. 16)", "inverse mean"], rows)
+
+
+def curves(found):
+    """DE-GAN, Figure 6: how often samples are read as their label, over the updates."""
+    names = {"curve-de_gan": "DE-GAN, %", "curve-plain": "plain noise, %"}
+    both = [found.get("curves", {}).get(name, [[]])[1:] for name in names]
+    rows = [[one[0], *(f"{100 * float(row[1]):.1f}" for row in (one, other))]
+            for one, other in zip(*both)]
+    return table(["updates", *names.values()], rows)
 
 
 def slides(found):
@@ -330,14 +362,17 @@ QUICK = {"GRAN1": "gran1", "GRAN3": "gran3", "GRAN5": "gran5", "DRAW": "draw",
          "DRAW-GAN": "draw-gan", "DCRW": "dcrw", "VAE": "vae", "DCGAN, labels": "dcgan",
          "DE-GAN, labels": "de_gan"}
 QUICK = {title: f"{name}-quick-SEED" for title, name in QUICK.items()}
+FEW = ("FID", "MMD, 1e-3", "kNN, min", "as label, %")
 PIXELS = ("FID", "MMD, 1e-3", "kNN, min", "rdd")  # where there is no classifier
 TABLES = {
     "made": lambda f: "Commit {commit}, torch {torch}, {machine}.".format(**f["made"]),
     "kernels": kernels,
     "speed": speed,
+    "speed_metrics": speed_metrics,
+    "dimension": dimension,
     "quick": lambda f: measured(f, "quick", REAL | QUICK),
     "battles": lambda f: battles(f, "battles"),
-    "tried": lambda f: measured(f, "tried(-more|-once)?", TRIED),
+    "tried": lambda f: measured(f, "tried(-more|-once)?", TRIED, FEW),
     "tried_bounds": lambda f: bounds(f, {
         "DRAW, 4 epochs": ("draw-quick", ""), "with --lr-g 2e-3": ("draw-lr2", ""),
         "with --lr-g 2e-3 --read 2": ("draw-read2", "")}),
@@ -348,6 +383,7 @@ TABLES = {
         "GRAN1": "gran1-cifar10-SEED", "GRAN3": "gran3-cifar10-SEED"}),
     "battle_cifar10": lambda f: battles(f, "battle-cifar10"),
     "slides": slides,
+    "curves": curves,
     "draw": lambda f: measured(f, "(draw|info)", REAL | {
         "DRAW": "draw-SEED", "InfoVAE": "info-SEED"}),
     "labels": lambda f: measured(f, "labels(-once)?", REAL | LABELS),

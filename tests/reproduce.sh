@@ -24,8 +24,8 @@ quick    dcgan-quick       3  dcgan.py --dataset mnist --conditional --epochs 4
 quick    de_gan-quick      3  de_gan.py --dataset mnist --conditional --epochs 2
 gran     gran3-per-step    1  gran.py --dataset mnist --steps 3 --epochs 3 --noise per-step
 gran     dvae              1  vae.py --dataset mnist --objective dvae
-gran     gran1-cifar10     1  gran.py --dataset cifar10 --steps 1 --width 32 --epochs 10
-gran     gran3-cifar10     1  gran.py --dataset cifar10 --steps 3 --width 32 --epochs 10
+gran     gran1-cifar10     1  gran.py --dataset cifar10 --steps 1 --width 16 --lr-g 2e-4 --lr-d 8e-4 --epochs 30
+gran     gran3-cifar10     1  gran.py --dataset cifar10 --steps 3 --width 16 --lr-g 2e-4 --lr-d 8e-4 --epochs 20
 draw     draw              1  draw_gan.py --dataset mnist --epochs 15
 draw     info              3  vae.py --dataset mnist --objective info
 draw     dcrw-none         1  dcrw.py --dataset mnist --epochs 4 --read none
@@ -107,6 +107,13 @@ faces    dcgan-faces-0     features --on cifar10
 END
 }
 
+# part, run, flags of de_gan.py: DE-GAN's Figure 6, accuracy over the updates
+curves() { cat <<'END'
+labels   curve-de_gan   --dataset mnist --conditional --vae-iters 2814 --epochs 2 --ema 0
+labels   curve-plain    --dataset mnist --conditional --noise plain --epochs 2 --ema 0
+END
+}
+
 train() {  # RUN SCRIPT FLAGS...
     local run=runs/$1 argv=("${@:2}" --seed "${1##*-}" --out "runs/$1")
     [ ! -e "$run/done" ] || return 0
@@ -125,13 +132,20 @@ measure() {  # RESULT COMMAND...
     python metrics.py "${@:2}" "${more[@]}" --data-dir "$DATA" --device "$DEVICE" --json "results/$1.json" > "results/$1.txt" 2>&1 \
         || { echo "== $1 failed:"; tail -n 3 "results/$1.txt"; return 1; }
 }
-explore() {  # RUN NAME FLAGS...
+exploration() {  # RUN NAME FLAGS...
     [ ! -e "runs/$1/explore/$2.png" ] && [ ! -e "runs/$1/explore/$2.txt" ] || return 0
     echo "== $(date +%T) python dcgan.py --resume runs/$1 --explore ${*:2}"
     python dcgan.py --resume "runs/$1" --explore "${@:2}" --data-dir "$DATA" --device "$DEVICE" \
         || [ -n "$ITERS" ]  # a rehearsal's samples show nothing yet
 }
-export -f train measure explore
+curve() {  # RUN FLAGS...
+    [ ! -e "runs/$1/done" ] || return 0
+    echo "== $(date +%T) python tests/figures.py curve runs/$1 ${ITERS:-200} ${*:2}"
+    python tests/figures.py curve "runs/$1" "${ITERS:-200}" "${@:2}" --data-dir "$DATA" --device "$DEVICE" \
+        > "results/$1.log" 2>&1 || { echo "== $1 failed:"; tail -n 3 "results/$1.log"; return 1; }
+    touch "runs/$1/done"
+}
+export -f train measure exploration curve
 
 each() {  # the lines of a list that belong to PARTS, once for each seed
     local part name seeds rest seed
@@ -143,8 +157,10 @@ each() {  # the lines of a list that belong to PARTS, once for each seed
 
 runs | each | xargs -P "$JOBS" -L 1 bash -c 'train "$@"' _
 measures | each | xargs -P "$JOBS" -L 1 bash -c 'measure "$@"' _
-explorations | while read -r part rest; do
-    [[ $PARTS != *" $part "* ]] || echo "$rest"
-done | xargs -P "$JOBS" -L 1 bash -c 'explore "$@"' _
+for list in explorations curves; do
+    $list | while read -r part rest; do
+        [[ $PARTS != *" $part "* ]] || echo "$rest"
+    done | xargs -P "$JOBS" -L 1 bash -c "${list%s} \"\$@\"" _
+done
 for run in runs/*/; do python tests/figures.py "$run"; done
 python tests/figures.py tables

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import dcgan
+import de_gan
 import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,13 @@ def test_every_exploration_of_the_list_fits_its_run(row):
     args = dcgan.parse_args(command.split()[1:])
     assert own == part and flags in ([], ["--on", "cifar10"])
     assert ("labels" in dcgan.EXPLORATIONS[look]) == args.conditional or look == "walk"
+
+
+@pytest.mark.parametrize("row", lines("curves"), ids=lambda row: row[1])
+def test_every_curve_of_the_list_reaches_its_last_point(row):
+    """Nine points of 200 updates lie in a training of two epochs of MNIST, and no average hides."""
+    args = de_gan.parse_args(" ".join(row[2:]).split())
+    assert args.conditional and args.ema == 0 and args.epochs * (60_000 // 64) >= 9 * 200
 
 
 def test_reproduce_is_sound_bash():
