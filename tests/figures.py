@@ -1,8 +1,8 @@
 """The papers' one-off figures of a trained run, and the tables of README.md and assets/RESULTS.md.
 
     python tests/figures.py runs/gran5-mnist        nearest.png and others, into the run's folder
-    python tests/figures.py curve FOLDER 200 FLAGS...   DE-GAN's Figure 6: accuracy every 200 updates
-    python tests/figures.py tables                  collect runs/ and results/, write the tables
+    python tests/figures.py curve FOLDER 200 FLAGS...   DE-GAN's Figure 6, a point every 200 updates
+    python tests/figures.py tables                  fill assets/ and the tables from runs/, results/
 
 A table is what lies between <!-- NAME --> and <!-- end -->. Its figures come from
 assets/results.json, which holds what tests/reproduce.sh measured: none is typed by hand.
@@ -13,6 +13,7 @@ import json
 import math
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,7 +126,7 @@ def figures(folder):
 
 
 def curve(folder, every, *flags, n=2000):
-    """FOLDER/accuracy.csv: how many of n samples are read as their label, at 9 points of a training.
+    """FOLDER/accuracy.csv: share of n samples read as their label, at 9 points of a training.
 
     Each point resumes the run, exactly on a CPU. flags: of de_gan.py; give --vae-iters, --epochs,
     which --iters would change, and --ema 0, since a young average holds G's first weights.
@@ -424,7 +425,38 @@ def fill(text, found):
     return re.sub(r"<!-- (\w+) -->\n.*?\n?<!-- end -->", made, text, flags=re.DOTALL)
 
 
+PICTURES = {  # of assets/: a run's picture, or its last grid of samples
+    "gran1-mnist.png": "gran1-quick-0", "gran5-mnist.png": "gran5-quick-0",
+    "gran5-mnist.gif": "gran5-quick-0/steps.gif",
+    "gran5-mnist-steps.png": "gran5-quick-0/steps.png",
+    "gran5-neighbours.png": "gran5-quick-0/nearest.png", "gran1-cifar10.png": "gran1-cifar10-0",
+    "gran3-cifar10.png": "gran3-cifar10-0", "draw-mnist.png": "draw-quick-0",
+    "draw-mnist.gif": "draw-0/steps.gif", "draw-gan-mnist.png": "draw-gan-quick-0",
+    "dcrw-mnist.png": "dcrw-quick-0", "dcrw-times.png": "dcrw-quick-0/times.png",
+    "vae-mnist.png": "vae-quick-0", "draw-telugu.png": "draw-telugu-0",
+    "draw-gan-telugu.png": "draw-gan-telugu-0", "dcgan-mnist-labels.png": "dcgan-quick-0",
+    "de_gan-mnist-labels.png": "de_gan-quick-0", "dcgan-faces.png": "dcgan-faces-0",
+    "de_gan-faces.png": "de_gan-faces-0", "de_gan-lines.png": "de_gan-faces-0/interpolation.png",
+    "de_gan-noise.png": "de_gan-quick-0/noise.png", "dcgan-cifar10-labels.png": "dcgan-cifar10-0",
+    "faces-walk.png": "dcgan-faces-0/explore/walk.png",
+    "faces-arithmetic.png": "dcgan-faces-0/explore/arithmetic.png",
+    "faces-forget.png": "dcgan-faces-0/explore/forget.png",
+    "faces-filters.png": "dcgan-faces-0/explore/filters.png",
+}
+
+
+def pictures():
+    """Copy the pictures of the runs that there are to assets/."""
+    for name, source in PICTURES.items():
+        place = ROOT / "runs" / source
+        files = [place] if place.suffix else sorted(place.glob("samples/*.png"))[-1:]
+        for file in files:
+            if file.exists():
+                shutil.copyfile(file, ROOT / "assets" / name)
+
+
 def tables():
+    pictures()
     collect()
     found = json.loads(RESULTS.read_text())
     for page in (ROOT / "README.md", ROOT / "assets/RESULTS.md"):

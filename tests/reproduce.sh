@@ -24,8 +24,8 @@ quick    dcgan-quick       3  dcgan.py --dataset mnist --conditional --epochs 4
 quick    de_gan-quick      3  de_gan.py --dataset mnist --conditional --epochs 2
 gran     gran3-per-step    1  gran.py --dataset mnist --steps 3 --epochs 3 --noise per-step
 gran     dvae              1  vae.py --dataset mnist --objective dvae
-gran     gran1-cifar10     1  gran.py --dataset cifar10 --steps 1 --width 16 --lr-g 2e-4 --lr-d 8e-4 --epochs 30
-gran     gran3-cifar10     1  gran.py --dataset cifar10 --steps 3 --width 16 --lr-g 2e-4 --lr-d 8e-4 --epochs 20
+gran     gran1-cifar10     1  gran.py --dataset cifar10 --steps 1 --width 16 --lr-g 2e-4 --lr-d 8e-4 --epochs 15
+gran     gran3-cifar10     1  gran.py --dataset cifar10 --steps 3 --width 16 --lr-g 2e-4 --lr-d 8e-4 --epochs 15
 draw     draw              1  draw_gan.py --dataset mnist --epochs 15
 draw     info              3  vae.py --dataset mnist --objective info
 draw     dcrw-none         1  dcrw.py --dataset mnist --epochs 4 --read none

@@ -75,10 +75,15 @@ def test_tables_are_what_the_results_say(page):
     assert {*names} - {"end"} <= figures.TABLES.keys() and names.count("end") * 2 == len(names)
 
 
-def test_pictures_of_the_pages_exist():
+def test_pictures_of_the_pages_exist_and_are_made_by_the_list():
+    runs = {f"{row[1]}-{seed}" for row in lines("runs") for seed in range(int(row[2]))}
+    assert {source.split("/")[0] for source in figures.PICTURES.values()} <= runs
+    shown = set()
     for page, folder in (("README.md", ROOT), ("assets/RESULTS.md", ROOT / "assets")):
         for picture in re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / page).read_text()):
             assert (folder / picture).is_file(), picture
+            shown.add(Path(picture).name)
+    assert shown == figures.PICTURES.keys()
 
 
 def test_spread_is_mean_least_and_most():
