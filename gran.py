@@ -12,7 +12,7 @@ Differs from the paper:
   statistics. Samples must therefore be drawn in batches of the training size.
 - g's dense layer has batch norm too: without it tanh saturates and GRAN5 (T = 5) collapses.
 - The paper gives no learning rates. Those for CIFAR-10 and LSUN are from the authors' checkpoints.
-  Those for MNIST are ours: D learns faster than G, since GRAN3 and GRAN5 collapsed otherwise.
+  Those for MNIST and for smaller networks (--width) are ours: D learns faster than G.
 - Rates fall to 0 at the end (--decay); samples come from a moving average of G's weights (--ema).
 Measured: MNIST, --epochs 3 (1,800 updates), FID 2.14 by a classifier of MNIST (assets/RESULTS.md).
 """
@@ -152,38 +152,35 @@ def g_loss(fake):
 
 
 def table_5(dataset, channels, size, width=None):
-    """-> Generator's kernels, length of z (Table 5); InputError if size / 2^L is not whole.
+    """-> Generator's kernels, length of z (Table 5), Adam's rates of G and D.
     width: kernels of D's first layer, doubled from layer to layer [Table 5's; own photos: 32].
+    InputError if size / 2^L is not whole.
     """
     if size <= 32 and channels == 1:
-        kernels, z_dim = [80, 40], 60                # MNIST
+        kernels, z_dim, rates = [80, 40], 60, (2e-4, 4e-4)                 # MNIST
     elif size <= 32:
-        kernels, z_dim = [1024, 512, 216], 100       # CIFAR-10
+        kernels, z_dim, rates = [1024, 512, 216], 100, (1e-4, 4e-5)        # CIFAR-10
     else:
-        kernels, z_dim = [1024, 512, 216, 128], 100  # LSUN; ImageNet has three times the kernels
+        kernels, z_dim, rates = [1024, 512, 216, 128], 100, (2e-4, 1e-4)   # LSUN
     if dataset == "imagenet":
         kernels = [3 * k for k in kernels]
     own = dataset == "faces" or dataset not in data.DATASETS
-    if width or own and z_dim == 100:
-        kernels = [(width or 32) * 2**k for k in reversed(range(len(kernels)))]
+    if z_dim == 100 and (width or own):
+        width, rates = width or 32, (2e-4, 8e-4)  # a small D falls behind at the authors' rates
+    if width:
+        kernels = [width * 2**k for k in reversed(range(len(kernels)))]
     if size % 2 ** len(kernels):
         raise data.InputError(f"--size {size} is not a multiple of {2 ** len(kernels)}")
-    return kernels, z_dim
-
-
-def rates(channels, size):
-    """Adam's rates of G and D: the authors' for CIFAR-10 and LSUN networks, ours for MNIST's."""
-    if size > 32:
-        return 2e-4, 1e-4                                   # LSUN
-    return (2e-4, 4e-4) if channels == 1 else (1e-4, 4e-5)  # MNIST, or CIFAR-10
+    return kernels, z_dim, rates
 
 
 def build(args):
     """A dict: G, D, and ema (G's moving average) if args.ema. args: flags, channels and size."""
-    kernels, z_dim = table_5(args.dataset, args.channels, args.size, getattr(args, "width", None))
+    width = getattr(args, "width", None)  # old runs lack it
+    kernels, z_dim, _ = table_5(args.dataset, args.channels, args.size, width)
     G = Generator(kernels, args.channels, args.size, z_dim, args.steps, args.noise, args.tie)
     nets = {"G": G, "D": Discriminator(kernels, args.channels, args.size)}
-    return nets | ({"ema": copy.deepcopy(G)} if getattr(args, "ema", 0) else {})  # old runs lack it
+    return nets | ({"ema": copy.deepcopy(G)} if getattr(args, "ema", 0) else {})
 
 
 @torch.no_grad()
@@ -240,8 +237,8 @@ def parse_args(argv=None):
     add("--epochs", type=int, help="[15; digits 5; at least 3,000 updates; authors: 15 to 70]")
     add("--iters", type=int, help="stop at this update, from 1 on; rates follow --epochs")
     add("--batch-size", type=int, help="[100, as in the paper; at most a quarter of the images]")
-    add("--lr-g", type=float, help="Adam's learning rate for G [MNIST, LSUN 2e-4; CIFAR-10 1e-4]")
-    add("--lr-d", type=float, help="and for D [MNIST 4e-4, LSUN 1e-4, CIFAR-10 4e-5]")
+    add("--lr-g", type=float, help="Adam's learning rate for G [2e-4; CIFAR-10 1e-4]")
+    add("--lr-d", type=float, help="and for D [MNIST 4e-4, LSUN 1e-4, CIFAR-10 4e-5, photos 8e-4]")
     add("--decay", type=float, default=0.2, help="last share of updates: rates fall to 0 [0.2]")
     add("--ema", type=float, default=0.99, help="samples: G's moving average; 0: off [%(default)s]")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")
@@ -281,7 +278,7 @@ def update(G, D, opt_G, opt_D, x, z, autocast):
 def train(args):
     folder, device = metrics.open_run(args, f"gran{args.steps}")
     images, _ = data.training_set(args, batch_size=100)  # sets args.channels, size, batch_size
-    lr_g, lr_d = rates(args.channels, args.size)
+    *_, (lr_g, lr_d) = table_5(args.dataset, args.channels, args.size, args.width)
     args.lr_g, args.lr_d = args.lr_g or lr_g, args.lr_d or lr_d
     autocast = data.autocast(args, device)
 

@@ -380,8 +380,9 @@ TABLES = {
     "tried_battles": lambda f: battles(f, "battles-decay0"),
     "noise": lambda f: measured(f, "(noise|quick)", {
         "one noise": "gran3-quick-0", "a noise for each step": "gran3-per-step-0"}),
-    "gran_cifar10": lambda f: measured(f, "gran-cifar10", REAL | {
-        "GRAN1": "gran1-cifar10-SEED", "GRAN3": "gran3-cifar10-SEED"}),
+    "gran_cifar10": lambda f: measured(f, "gran-cifar10(-rates)?", REAL | {
+        "GRAN1": "gran1-cifar10-SEED", "GRAN3": "gran3-cifar10-SEED",
+        "GRAN1, the authors' rates": "gran1-cifar10-rates-SEED"}),
     "battle_cifar10": lambda f: battles(f, "battle-cifar10"),
     "slides": slides,
     "curves": curves,
