@@ -64,7 +64,7 @@ def test_sizes_follow_the_images():
     assert gran.table_5("svhn", 3, 32) == ([1024, 512, 216], 100, authors)
     assert gran.table_5("faces", 3, 32) == gran.table_5("holidays", 3, 32) == faces
     assert gran.table_5("celeba", 3, 64) == ([1024, 512, 216, 128], 100, (2e-4, 1e-4))
-    assert gran.table_5("celeba", 3, 64, width=16) == ([128, 64, 32, 16], 100, small)
+    assert gran.table_5("celeba", 3, 64, width=16) == ([128, 64, 32, 16], 100, (2e-4, 1e-4))
     G, D = (gran.build(argparse.Namespace(dataset="cifar10", channels=3, size=32, steps=2,
                                           noise="once", tie=False, width=8))[name] for name in "GD")
     assert D.down[0].out_channels == 8 and G.f.dense.out_features == 32 * 4 * 4
