@@ -239,7 +239,7 @@ def parse_args(argv=None):
     add("--iters", type=int, help="stop at this update, from 1 on; rates follow --epochs")
     add("--batch-size", type=int, help="[100, as in the paper; at most a quarter of the images]")
     add("--lr-g", type=float, help="Adam's learning rate for G [2e-4; CIFAR-10 1e-4]")
-    add("--lr-d", type=float, help="and for D [MNIST 4e-4, CIFAR-10 4e-5, 64 px 1e-4; small 8e-4]")
+    add("--lr-d", type=float, help="and for D [MNIST 4e-4; CIFAR-10 4e-5, small 8e-4; 64 px 1e-4]")
     add("--decay", type=float, default=0.2, help="last share of updates: rates fall to 0 [0.2]")
     add("--ema", type=float, default=0.99, help="samples: G's moving average; 0: off [%(default)s]")
     add("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 [where it is fast]")
