@@ -308,7 +308,7 @@ def speed_metrics(found):
 
 def dimension(found):
     """DE-GAN, Figure 4 and Table I: the estimate goes on falling with k."""
-    rows = [[row["k"], f"{row['levina']:.1f}", f"{row['mackay']:.1f}"]
+    rows = [[f"{row['k']}", f"{row['levina']:.1f}", f"{row['mackay']:.1f}"]
             for row in found["measures"].get("dim-mnist-0", {"dimension": []})["dimension"]]
     return table(["k", "mean of m_k (eq. 16)", "inverse mean"], rows)
 
@@ -320,6 +320,15 @@ def curves(found):
     rows = [[one[0], *(f"{100 * float(row[1]):.1f}" for row in (one, other))]
             for one, other in zip(*both)]
     return table(["updates", *names.values()], rows)
+
+
+def parts(found):
+    """What the runs of each part of tests/reproduce.sh took, one thread each."""
+    lines, minutes = (ROOT / "tests/reproduce.sh").read_text(), {}
+    for part, name in re.findall(r"^(\w+) +(\S+) +\d +\w+\.py ", lines, re.MULTILINE):
+        minutes.setdefault(part, []).extend(run["minutes"] for run in runs_of(found, name))
+    rows = [[part, len(own), f"{sum(own):.0f}"] for part, own in minutes.items()]
+    return table(["part", "runs", "minutes of one thread"], rows)
 
 
 def slides(found):
@@ -367,6 +376,7 @@ FEW = ("FID", "MMD, 1e-3", "kNN, min", "as label, %")
 PIXELS = ("FID", "MMD, 1e-3", "kNN, min", "rdd")  # where there is no classifier
 TABLES = {
     "made": lambda f: "Commit {commit}, torch {torch}, {machine}.".format(**f["made"]),
+    "parts": parts,
     "kernels": kernels,
     "speed": speed,
     "speed_metrics": speed_metrics,
