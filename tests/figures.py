@@ -337,7 +337,7 @@ def slides(found):
               ("nearest", "50000 images"): "about 3 %"}
     rows = [[name, title, theirs.get((name, title), ""), text]
             for name, lines in found.get("explorations", {}).items()
-            for title, text in lines.items()]
+            for title, text in lines.items() if title != "as drawn"]
     return table(["exploration", "of", "slides", "here"], rows)
 
 
