@@ -164,5 +164,7 @@ for list in explorations curves; do
         [[ $PARTS != *" $part "* ]] || echo "$rest"
     done | xargs -P "$JOBS" -L 1 bash -c "${list%s} \"\$@\"" _
 done
-for run in runs/*/; do python tests/figures.py "$run"; done
+for run in runs/*/; do
+    [ -e "$run/nearest.png" ] || echo "$run"
+done | xargs -r -P "$JOBS" -n 1 python tests/figures.py
 python tests/figures.py tables
