@@ -302,7 +302,8 @@ def speed(found):
 def speed_metrics(found):
     """Seconds of the measures and of their peers, from tests/bench_metrics.py --json."""
     rows = [[row["measure"], f"{row['seconds']:.2f}", row["peer"], f"{row['ratio']:.2f}"]
-            for row in found["measures"].get("speed-metrics-0", {"rows": []})["rows"]]
+            for row in found["measures"].get("speed-metrics-0", {"rows": []})["rows"]
+            if "alone" not in row["peer"]]
     return table(["measure", "seconds", "next to", "times as long"], rows)
 
 
