@@ -152,7 +152,7 @@ def g_loss(fake):
 
 
 def table_5(dataset, channels, size, width=None):
-    """-> Generator's kernels, length of z (Table 5), Adam's rates of G and D.
+    """-> Generator's kernels, length of z (Table 5), Adam's rates of G and D (not the paper's).
     width: kernels of D's first layer, doubled from layer to layer [Table 5's; own photos: 32].
     InputError if size / 2^L is not whole.
     """
