@@ -174,9 +174,13 @@ def collect():
     for file in sorted((ROOT / "runs").glob("*/explore/*.txt")):
         lines = [line.split(": ", 1) for line in file.read_text().splitlines()]
         found.setdefault("explorations", {})[file.stem] = dict(lines)
-    git = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True)
-    found["made"] = {"commit": git.strip(), "torch": torch.__version__.split("+")[0],
-                     "machine": f"two cores of {processor()}"}
+    calls = ROOT / "results/calls"  # of the whole list
+    calls = calls.read_text().split() if calls.exists() else ["start"]
+    if calls[-1] != "start":
+        git = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True)
+        found["made"] = {"commit": git.strip(), "torch": torch.__version__.split("+")[0],
+                         "machine": f"two cores of {processor()}",
+                         "calls": calls.count("start"), "minutes": round(int(calls[-1]) / 60)}
     RESULTS.write_text(json.dumps(found, indent=0, sort_keys=True) + "\n")
 
 
@@ -376,7 +380,8 @@ QUICK = {title: f"{name}-quick-SEED" for title, name in QUICK.items()}
 FEW = ("FID", "MMD, 1e-3", "kNN, min", "as label, %")
 PIXELS = ("FID", "MMD, 1e-3", "kNN, min", "rdd")  # where there is no classifier
 TABLES = {
-    "made": lambda f: "Commit {commit}, torch {torch}, {machine}.".format(**f["made"]),
+    "made": lambda f: "Commit {commit}, torch {torch}, {machine}; calls of the list: {calls}, the "
+                      "last of them {minutes} minutes.".format(**f["made"]),
     "parts": parts,
     "kernels": kernels,
     "speed": speed,

@@ -9,6 +9,7 @@ export JOBS=${JOBS:-2} DATA=${DATA:-data} DEVICE=${DEVICE:-cpu} ITERS=${ITERS:-}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 PARTS=" ${*:-quick gran draw labels wgan telugu faces cifar10} "
 mkdir -p runs results
+[ $# -gt 0 ] || echo start >> results/calls  # how often the whole list was called, and for how long
 [ -d "$DATA/telugu" ] || PARTS=${PARTS/ telugu / }  # nobody publishes it
 
 # part, run (runs/RUN-SEED), number of seeds, script and flags
@@ -41,7 +42,7 @@ telugu   info-telugu       1  vae.py --dataset telugu --objective info --epochs 
 faces    de_gan-faces      1  de_gan.py --dataset faces --epochs 25
 faces    dcgan-faces       1  dcgan.py --dataset faces --batch-size 64 --epochs 35
 cifar10  dcgan-cifar10     1  dcgan.py --dataset cifar10 --conditional --width 16 --epochs 40
-cifar10  de_gan-cifar10    1  de_gan.py --dataset cifar10 --conditional --epochs 4
+cifar10  de_gan-cifar10    1  de_gan.py --dataset cifar10 --conditional --epochs 11
 cifar10  vae-cifar10       1  vae.py --dataset cifar10 --conditional --arch conv --epochs 4
 tried    gran1-decay0      3  gran.py --dataset mnist --steps 1 --epochs 3 --decay 0
 tried    gran5-decay0      3  gran.py --dataset mnist --steps 5 --epochs 3 --decay 0
@@ -52,9 +53,9 @@ tried    dcgan-ema0        3  dcgan.py --dataset mnist --conditional --epochs 4 
 tried    dcgan-2e-4        3  dcgan.py --dataset mnist --conditional --epochs 4 --lr-g 2e-4 --lr-d 2e-4
 tried    dcgan-4e-4        1  dcgan.py --dataset mnist --conditional --epochs 4 --lr-g 4e-4 --lr-d 4e-4
 tried    dcgan-16e-4       1  dcgan.py --dataset mnist --conditional --epochs 4 --lr-g 16e-4 --lr-d 16e-4
-tried    dcgan-decay0      1  dcgan.py --dataset mnist --conditional --epochs 4 --decay 0
+tried    dcgan-decay0      3  dcgan.py --dataset mnist --conditional --epochs 4 --decay 0
 tried    de_gan-ema0       3  de_gan.py --dataset mnist --conditional --epochs 2 --ema 0
-tried    de_gan-decay0     1  de_gan.py --dataset mnist --conditional --epochs 2 --decay 0
+tried    de_gan-decay0     3  de_gan.py --dataset mnist --conditional --epochs 2 --decay 0
 tried    wgan-5e-5         1  dcgan.py --dataset mnist --conditional --objective wgan --epochs 32 --lr-g 5e-5 --lr-d 5e-5
 tried    dcrw-2e-3         3  dcrw.py --dataset mnist --epochs 4 --lr 2e-3
 tried    draw-lr2          3  draw_gan.py --dataset mnist --epochs 4 --lr-g 2e-3
@@ -91,8 +92,8 @@ wgan     wgan              3  eval runs/wgan-labels-SEED
 telugu   telugu            1  eval runs/vae-telugu-SEED runs/info-telugu-SEED runs/draw-telugu-SEED runs/draw-gan-telugu-SEED --features pixels --n 1500
 cifar10  cifar10           1  eval runs/dcgan-cifar10-SEED runs/de_gan-cifar10-SEED runs/vae-cifar10-SEED
 tried    tried             3  eval runs/gran5-decay0-SEED runs/gran5-ema0-SEED runs/dcgan-ema0-SEED runs/draw-lr2-SEED runs/draw-read2-SEED
-tried    tried-more        3  eval runs/gran1-decay0-SEED runs/de_gan-ema0-SEED runs/info-z20-SEED runs/dcrw-2e-3-SEED runs/dcgan-2e-4-SEED
-tried    tried-once        1  eval runs/gran5-rates-SEED runs/dcgan-4e-4-SEED runs/dcgan-16e-4-SEED runs/dcgan-decay0-SEED runs/de_gan-decay0-SEED runs/wgan-5e-5-SEED runs/draw-gan-3-SEED runs/draw-gan-30-SEED runs/draw-gan-r3-SEED runs/draw-gan-rate-SEED runs/draw-gan-half-SEED runs/info-z20-1000-SEED runs/info-z12-SEED runs/info-z6-SEED runs/info-30-SEED runs/info-300-SEED
+tried    tried-more        3  eval runs/gran1-decay0-SEED runs/de_gan-ema0-SEED runs/info-z20-SEED runs/dcrw-2e-3-SEED runs/dcgan-2e-4-SEED runs/dcgan-decay0-SEED runs/de_gan-decay0-SEED
+tried    tried-once        1  eval runs/gran5-rates-SEED runs/dcgan-4e-4-SEED runs/dcgan-16e-4-SEED runs/wgan-5e-5-SEED runs/draw-gan-3-SEED runs/draw-gan-30-SEED runs/draw-gan-r3-SEED runs/draw-gan-rate-SEED runs/draw-gan-half-SEED runs/info-z20-1000-SEED runs/info-z12-SEED runs/info-z6-SEED runs/info-30-SEED runs/info-300-SEED
 tried    gran-cifar10-rates 1  eval runs/gran1-cifar10-rates-SEED
 tried    battles-decay0    1  gam runs/gran1-decay0-0 runs/gran1-decay0-1 runs/gran1-decay0-2 runs/gran5-decay0-0 runs/gran5-decay0-1 runs/gran5-decay0-2
 END
@@ -167,4 +168,5 @@ done
 for run in runs/*/; do
     [ -e "$run/nearest.png" ] || echo "$run"
 done | xargs -r -P "$JOBS" -n 1 python tests/figures.py
+[ $# -gt 0 ] || echo "$SECONDS" >> results/calls
 python tests/figures.py tables
