@@ -449,23 +449,23 @@ def check_array(x, name, least=1, images=False):
             raise ValueError(f"{name}: {text}")
 
     if isinstance(x, np.ndarray):  # of any byte order, with any strides, or read-only
-        known = x.dtype.kind in "fiubc" and x.dtype != np.longdouble
-        refuse(not known, f"must hold numbers that torch knows, not {x.dtype}")
+        refuse(x.dtype.kind not in "fiubc" or x.dtype == np.longdouble,
+               f"must hold numbers that torch knows, not {x.dtype}")
         x = np.require(x, x.dtype.newbyteorder("="), ["C", "W"])
     x = torch.as_tensor(x).detach()
     shape, is_float, is_byte = tuple(x.shape), x.is_floating_point(), x.dtype == torch.uint8
     refuse(x.is_complex(), "holds complex numbers: take their .real or .abs()")
     refuse(x.ndim < 2 or len(x) < least or not x[0].numel(),
            f"needs at least {least} image(s) or feature rows, not an array of shape {shape}")
-    low, high = (value.item() for value in x.aminmax()) if is_float or is_byte else (0, 0)
+    low, high = (v.item() for v in (x if is_float or is_byte else x.double()).aminmax())
     refuse(not math.isfinite(high - low), "holds NaN or infinite values: remove those rows")
     if x.ndim == 2 and not images:
         return x
     refuse((images or x.ndim == 4) and (x.ndim != 4 or shape[1] not in (1, 3)),
            f"images are (n, C, H, W), C = 1 or 3, not {shape}: for (n, H, W, C) permute (numpy: "
            "transpose) (0, 3, 1, 2)")
-    fix = "use (x + 1) / 2" if low < 0 and high < 1.1 else "divide by 255"
-    fix = "multiply by 255" if is_byte else fix
+    fix = "make them floats" if high <= 1 else f"divide by {255 if high < 256 else 65535}"
+    fix = "use (x + 1) / 2" if is_float and low < 0 and high < 1.1 else fix
     refuse(high == 1 if is_byte else not is_float or low < -1e-4 or high > 1 + 1e-4,
            f"images are uint8, 0 to 255, or floats in [0, 1]; these are {x.dtype}, {low:.3g} to "
            f"{high:.3g}: {fix}, or flatten(1) if they are feature rows")

@@ -269,8 +269,9 @@ def test_arrays_and_graphs_are_taken(name):
     (lambda z: 2 * z - 1, r"\(x \+ 1\) / 2"), (lambda z: 255 * z, "divide by 255"),
     (lambda z: z.permute(0, 2, 3, 1), "permute"), (lambda z: z.to(torch.complex64), "complex"),
     (lambda z: torch.where(z > 0.99, math.nan, z), "NaN"),
-    (lambda z: (z > 0.5).byte(), "multiply by 255"), (lambda z: (255 * z).byte(), "255"),
-    (lambda z: (255 * z).long(), "float"),
+    (lambda z: (z > 0.5).byte(), "make them floats"), (lambda z: (255 * z).byte(), "255"),
+    (lambda z: (255 * z).long(), "float"), (lambda z: z > 0.5, "make them floats"),
+    (lambda z: (65535 * z).to(torch.uint16), "6.5.e.04: divide by 65535"),
 ])  # fmt: skip
 def test_other_ranges_and_layouts_are_refused_with_the_fix(name, wrong, fix):
     for x, y in ((wrong(X), Y), (X, wrong(Y))):
