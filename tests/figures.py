@@ -178,9 +178,9 @@ def collect():
     calls = calls.read_text().split() if calls.exists() else ["start"]
     if calls[-1] != "start":
         git = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True)
+        took = f"{int(calls[-1]) / 60:.0f} minutes, call {calls.count('start')}"
         found["made"] = {"commit": git.strip(), "torch": torch.__version__.split("+")[0],
-                         "machine": f"two cores of {processor()}",
-                         "calls": calls.count("start"), "minutes": round(int(calls[-1]) / 60)}
+                         "machine": f"two cores of {processor()}", "took": took}
     RESULTS.write_text(json.dumps(found, indent=0, sort_keys=True) + "\n")
 
 
@@ -380,8 +380,7 @@ QUICK = {title: f"{name}-quick-SEED" for title, name in QUICK.items()}
 FEW = ("FID", "MMD, 1e-3", "kNN, min", "as label, %")
 PIXELS = ("FID", "MMD, 1e-3", "kNN, min", "rdd")  # where there is no classifier
 TABLES = {
-    "made": lambda f: "Commit {commit}, torch {torch}, {machine}; calls of the list: {calls}, the "
-                      "last of them {minutes} minutes.".format(**f["made"]),
+    "made": lambda f: "Commit {commit}, torch {torch}, {machine}; {took}.".format(**f["made"]),
     "parts": parts,
     "kernels": kernels,
     "speed": speed,
