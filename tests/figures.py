@@ -174,11 +174,11 @@ def collect():
     for file in sorted((ROOT / "runs").glob("*/explore/*.txt")):
         lines = [line.split(": ", 1) for line in file.read_text().splitlines()]
         found.setdefault("explorations", {})[file.stem] = dict(lines)
-    calls = ROOT / "results/calls"  # of the whole list
-    calls = calls.read_text().split() if calls.exists() else ["start"]
-    if calls[-1] != "start":
+    calls = ROOT / "results/calls"  # seconds of each call of the whole list
+    if calls.exists():
+        seconds = [int(line) for line in calls.read_text().split()]
         git = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True)
-        took = f"{int(calls[-1]) / 60:.0f} minutes, call {calls.count('start')}"
+        took = f"{sum(seconds) / 60:.0f} minutes, {len(seconds)} call{'s' * (len(seconds) > 1)}"
         found["made"] = {"commit": git.strip(), "torch": torch.__version__.split("+")[0],
                          "machine": f"two cores of {processor()}", "took": took}
     RESULTS.write_text(json.dumps(found, indent=0, sort_keys=True) + "\n")
@@ -395,7 +395,7 @@ TABLES = {
     "tried_battles": lambda f: battles(f, "battles-decay0"),
     "noise": lambda f: measured(f, "(noise|quick)", {
         "one noise": "gran3-quick-0", "a noise for each step": "gran3-per-step-0"}),
-    "gran_cifar10": lambda f: measured(f, "gran-cifar10(-rates)?", REAL | {
+    "gran_cifar10": lambda f: measured(f, "gran3?-cifar10(-rates)?", REAL | {
         "GRAN1": "gran1-cifar10-SEED", "GRAN3": "gran3-cifar10-SEED",
         "GRAN1, the authors' rates": "gran1-cifar10-rates-SEED"}),
     "battle_cifar10": lambda f: battles(f, "battle-cifar10"),

@@ -9,7 +9,7 @@ export JOBS=${JOBS:-2} DATA=${DATA:-data} DEVICE=${DEVICE:-cpu} ITERS=${ITERS:-}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 PARTS=" ${*:-quick gran draw labels wgan telugu faces cifar10} "
 mkdir -p runs results
-[ $# -gt 0 ] || echo start >> results/calls  # how often the whole list was called, and for how long
+[ $# -gt 0 ] || trap 'echo "$SECONDS" >> results/calls' EXIT  # of the whole list: a line a call
 [ -d "$DATA/telugu" ] || PARTS=${PARTS/ telugu / }  # nobody publishes it
 
 # part, run (runs/RUN-SEED), number of seeds, script and flags
@@ -25,7 +25,7 @@ quick    dcgan-quick       3  dcgan.py --dataset mnist --conditional --epochs 4
 quick    de_gan-quick      3  de_gan.py --dataset mnist --conditional --epochs 2
 gran     gran3-per-step    1  gran.py --dataset mnist --steps 3 --epochs 3 --noise per-step
 gran     dvae              1  vae.py --dataset mnist --objective dvae
-gran     gran1-cifar10     1  gran.py --dataset cifar10 --steps 1 --width 16 --lr-g 2e-4 --lr-d 8e-4 --epochs 15
+gran     gran1-cifar10     3  gran.py --dataset cifar10 --steps 1 --width 16 --lr-g 2e-4 --lr-d 8e-4 --epochs 15
 gran     gran3-cifar10     1  gran.py --dataset cifar10 --steps 3 --width 16 --lr-g 2e-4 --lr-d 8e-4 --epochs 15
 draw     draw              1  draw_gan.py --dataset mnist --epochs 15
 draw     info              3  vae.py --dataset mnist --objective info
@@ -48,7 +48,7 @@ tried    gran1-decay0      3  gran.py --dataset mnist --steps 1 --epochs 3 --dec
 tried    gran5-decay0      3  gran.py --dataset mnist --steps 5 --epochs 3 --decay 0
 tried    gran5-ema0        3  gran.py --dataset mnist --steps 5 --epochs 3 --ema 0
 tried    gran5-rates       1  gran.py --dataset mnist --steps 5 --epochs 3 --lr-g 4e-4 --lr-d 8e-4
-tried    gran1-cifar10-rates 1  gran.py --dataset cifar10 --steps 1 --width 16 --lr-g 1e-4 --lr-d 4e-5 --epochs 15
+tried    gran1-cifar10-rates 3  gran.py --dataset cifar10 --steps 1 --width 16 --lr-g 1e-4 --lr-d 4e-5 --epochs 15
 tried    dcgan-ema0        3  dcgan.py --dataset mnist --conditional --epochs 4 --ema 0
 tried    dcgan-2e-4        3  dcgan.py --dataset mnist --conditional --epochs 4 --lr-g 2e-4 --lr-d 2e-4
 tried    dcgan-4e-4        1  dcgan.py --dataset mnist --conditional --epochs 4 --lr-g 4e-4 --lr-d 4e-4
@@ -81,7 +81,8 @@ quick    battles           1  gam runs/gran1-quick-0 runs/gran1-quick-1 runs/gra
 gran     noise             1  eval runs/gran3-per-step-SEED
 gran     table3            1  gam runs/gran1-quick-0 runs/gran3-quick-0 runs/dvae-0 runs/draw-quick-0
 gran     table4            1  gam runs/gran5-quick-0 runs/gran5-quick-0@7 runs/gran5-quick-0@9
-gran     gran-cifar10      1  eval runs/gran1-cifar10-SEED runs/gran3-cifar10-SEED
+gran     gran-cifar10      3  eval runs/gran1-cifar10-SEED
+gran     gran3-cifar10     1  eval runs/gran3-cifar10-SEED
 gran     battle-cifar10    1  gam runs/gran1-cifar10-0 runs/gran3-cifar10-0
 draw     draw              1  eval runs/draw-SEED
 draw     info              3  eval runs/info-SEED
@@ -94,7 +95,7 @@ cifar10  cifar10           1  eval runs/dcgan-cifar10-SEED runs/de_gan-cifar10-S
 tried    tried             3  eval runs/gran5-decay0-SEED runs/gran5-ema0-SEED runs/dcgan-ema0-SEED runs/draw-lr2-SEED runs/draw-read2-SEED
 tried    tried-more        3  eval runs/gran1-decay0-SEED runs/de_gan-ema0-SEED runs/info-z20-SEED runs/dcrw-2e-3-SEED runs/dcgan-2e-4-SEED runs/dcgan-decay0-SEED runs/de_gan-decay0-SEED
 tried    tried-once        1  eval runs/gran5-rates-SEED runs/dcgan-4e-4-SEED runs/dcgan-16e-4-SEED runs/wgan-5e-5-SEED runs/draw-gan-3-SEED runs/draw-gan-30-SEED runs/draw-gan-r3-SEED runs/draw-gan-rate-SEED runs/draw-gan-half-SEED runs/info-z20-1000-SEED runs/info-z12-SEED runs/info-z6-SEED runs/info-30-SEED runs/info-300-SEED
-tried    gran-cifar10-rates 1  eval runs/gran1-cifar10-rates-SEED
+tried    gran-cifar10-rates 3  eval runs/gran1-cifar10-rates-SEED
 tried    battles-decay0    1  gam runs/gran1-decay0-0 runs/gran1-decay0-1 runs/gran1-decay0-2 runs/gran5-decay0-0 runs/gran5-decay0-1 runs/gran5-decay0-2
 END
 }
@@ -168,5 +169,5 @@ done
 for run in runs/*/; do
     [ -e "$run/nearest.png" ] || echo "$run"
 done | xargs -r -P "$JOBS" -n 1 python tests/figures.py
-[ $# -gt 0 ] || echo "$SECONDS" >> results/calls
+[ $# -gt 0 ] || { trap - EXIT; echo "$SECONDS" >> results/calls; }
 python tests/figures.py tables
