@@ -401,8 +401,8 @@ TABLES = {
     "battle_cifar10": lambda f: battles(f, "battle-cifar10"),
     "slides": slides,
     "curves": curves,
-    "draw": lambda f: measured(f, "(draw|info)", REAL | {
-        "DRAW": "draw-SEED", "InfoVAE": "info-SEED"}),
+    "draw": lambda f: measured(f, "(draw|draw-5|info)", REAL | {
+        "DRAW": "draw-SEED", "DRAW, 5 epochs": "draw-5-SEED", "InfoVAE": "info-SEED"}),
     "labels": lambda f: measured(f, "labels(-once)?", REAL | LABELS),
     "wgan": lambda f: measured(f, "wgan", {"WGAN": "wgan-labels-SEED"}),
     "telugu": lambda f: measured(f, "telugu", REAL | TELUGU, PIXELS),

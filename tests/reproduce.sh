@@ -58,6 +58,7 @@ tried    de_gan-ema0       3  de_gan.py --dataset mnist --conditional --epochs 2
 tried    de_gan-decay0     3  de_gan.py --dataset mnist --conditional --epochs 2 --decay 0
 tried    wgan-5e-5         1  dcgan.py --dataset mnist --conditional --objective wgan --epochs 32 --lr-g 5e-5 --lr-d 5e-5
 tried    dcrw-2e-3         3  dcrw.py --dataset mnist --epochs 4 --lr 2e-3
+tried    draw-5            3  draw_gan.py --dataset mnist --epochs 5
 tried    draw-lr2          3  draw_gan.py --dataset mnist --epochs 4 --lr-g 2e-3
 tried    draw-read2        3  draw_gan.py --dataset mnist --epochs 4 --lr-g 2e-3 --read 2
 tried    draw-gan-3        1  draw_gan.py --dataset mnist --objective draw-gan --epochs 3 --adversarial 3
@@ -92,6 +93,7 @@ labels   dim-mnist         1  dim --dataset mnist
 wgan     wgan              3  eval runs/wgan-labels-SEED
 telugu   telugu            1  eval runs/vae-telugu-SEED runs/info-telugu-SEED runs/draw-telugu-SEED runs/draw-gan-telugu-SEED --features pixels --n 1500
 cifar10  cifar10           1  eval runs/dcgan-cifar10-SEED runs/de_gan-cifar10-SEED runs/vae-cifar10-SEED
+tried    draw-5            3  eval runs/draw-5-SEED
 tried    tried             3  eval runs/gran5-decay0-SEED runs/gran5-ema0-SEED runs/dcgan-ema0-SEED runs/draw-lr2-SEED runs/draw-read2-SEED
 tried    tried-more        3  eval runs/gran1-decay0-SEED runs/de_gan-ema0-SEED runs/info-z20-SEED runs/dcrw-2e-3-SEED runs/dcgan-2e-4-SEED runs/dcgan-decay0-SEED runs/de_gan-decay0-SEED
 tried    tried-once        1  eval runs/gran5-rates-SEED runs/dcgan-4e-4-SEED runs/dcgan-16e-4-SEED runs/wgan-5e-5-SEED runs/draw-gan-3-SEED runs/draw-gan-30-SEED runs/draw-gan-r3-SEED runs/draw-gan-rate-SEED runs/draw-gan-half-SEED runs/info-z20-1000-SEED runs/info-z12-SEED runs/info-z6-SEED runs/info-30-SEED runs/info-300-SEED

@@ -400,7 +400,7 @@ BROKEN = {  # content that is left out, and the reason
     "16-signed.tif": (tiff(LEVELS.astype("<i2"), 16, sign=2), "signed"),
     "8-signed.tif": (tiff(LEVELS.astype("i1"), 8, sign=2), "signed"),
     "float.tif": (tiff(LEVELS.astype("<f4"), 32, sign=3), "signed, 32-bit or floating-point"),
-    "d.png": (WHOLE[: len(WHOLE) // 2], "."), "e.png": (b"", "cannot identify image file"),
+    "d.png": (WHOLE[: len(WHOLE) // 2], "."), "e.png": (b"", "cannot identify image file\\)"),
     "f.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "cannot identify"),
     "large.png": (saved(noise(40, 40), "PNG"), ".* exceeds limit of 900"),
     "larger.png": (saved(noise(50, 50), "PNG"), ".* exceeds limit"),
