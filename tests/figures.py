@@ -389,9 +389,6 @@ TABLES = {
     "quick": lambda f: measured(f, "quick", REAL | QUICK),
     "battles": lambda f: battles(f, "battles"),
     "tried": lambda f: measured(f, "tried(-more|-once)?", TRIED, FEW),
-    "tried_bounds": lambda f: bounds(f, {
-        "DRAW, 4 epochs": ("draw-quick", ""), "with --lr-g 2e-3": ("draw-lr2", ""),
-        "with --lr-g 2e-3 --read 2": ("draw-read2", "")}),
     "tried_battles": lambda f: battles(f, "battles-decay0"),
     "noise": lambda f: measured(f, "(noise|quick)", {
         "one noise": "gran3-quick-0", "a noise for each step": "gran3-per-step-0"}),
@@ -411,6 +408,7 @@ TABLES = {
     "table4": lambda f: battles(f, "table4"),
     "bounds": lambda f: bounds(f, {
         "DRAW, T = 10": ("draw", "80.97 at T = 64"), "DRAW, 4 epochs": ("draw-quick", ""),
+        "with --lr-g 2e-3": ("draw-lr2", ""), "with --lr-g 2e-3 --read 2": ("draw-read2", ""),
         "DCRW, 4 epochs": ("dcrw-quick", "71.7"),
         "DCRW, no attention in read": ("dcrw-none", "178.3")}),
     "rdd": lambda f: per_class(f, "labels(-once)?", LABELS, {
