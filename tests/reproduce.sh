@@ -36,7 +36,7 @@ labels   vae-labels        3  vae.py --dataset mnist --conditional
 labels   aae-labels        3  vae.py --dataset mnist --conditional --objective aae
 wgan     wgan-labels       3  dcgan.py --dataset mnist --conditional --objective wgan --epochs 32
 telugu   draw-telugu       1  draw_gan.py --dataset telugu --batch-size 25 --epochs 25
-telugu   draw-gan-telugu   1  draw_gan.py --dataset telugu --batch-size 25 --objective draw-gan --epochs 10 --adversarial 2
+telugu   draw-gan-telugu   1  draw_gan.py --dataset telugu --batch-size 25 --objective draw-gan --epochs 18 --adversarial 2
 telugu   vae-telugu        1  vae.py --dataset telugu --epochs 40
 telugu   info-telugu       1  vae.py --dataset telugu --objective info --epochs 40
 faces    de_gan-faces      1  de_gan.py --dataset faces --epochs 25
