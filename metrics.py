@@ -265,8 +265,8 @@ def write_samples(args, steps=None):
     classes = run.classes if run.conditional else [""]
     names = getattr(args, "draw_classes", None) or classes
     if not {*names} <= {*classes}:
-        known = ", ".join(classes) or "none (no --conditional)"
-        raise InputError(f"--classes {' '.join(names)}: the run's classes are {known}")
+        known = ", ".join(classes) or "no classes: it was trained without --conditional"
+        raise InputError(f"--classes {' '.join(names)}: the run draws {known}")
     labels = torch.tensor([classes.index(name) for name in names])
     labels = labels[torch.arange(args.sample) % len(names)]
     for i, image in enumerate(run.sample(args.sample, labels, args.seed)):
