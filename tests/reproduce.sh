@@ -51,7 +51,6 @@ tried    gran5-rates       1  gran.py --dataset mnist --steps 5 --epochs 3 --lr-
 tried    gran1-cifar10-rates 3  gran.py --dataset cifar10 --steps 1 --width 16 --lr-g 1e-4 --lr-d 4e-5 --epochs 15
 tried    dcgan-ema0        3  dcgan.py --dataset mnist --conditional --epochs 4 --ema 0
 tried    dcgan-2e-4        3  dcgan.py --dataset mnist --conditional --epochs 4 --lr-g 2e-4 --lr-d 2e-4
-tried    dcgan-4e-4        1  dcgan.py --dataset mnist --conditional --epochs 4 --lr-g 4e-4 --lr-d 4e-4
 tried    dcgan-16e-4       1  dcgan.py --dataset mnist --conditional --epochs 4 --lr-g 16e-4 --lr-d 16e-4
 tried    dcgan-decay0      3  dcgan.py --dataset mnist --conditional --epochs 4 --decay 0
 tried    de_gan-ema0       3  de_gan.py --dataset mnist --conditional --epochs 2 --ema 0
@@ -66,6 +65,7 @@ tried    draw-gan-30       1  draw_gan.py --dataset mnist --objective draw-gan -
 tried    draw-gan-r3       1  draw_gan.py --dataset mnist --objective draw-gan --epochs 3 --r1 3
 tried    draw-gan-rate     1  draw_gan.py --dataset mnist --objective draw-gan --epochs 3 --lr-d 1.2e-3
 tried    draw-gan-half     1  draw_gan.py --dataset mnist --objective draw-gan --epochs 3 --warm-up 900
+tried    aae-z20           3  vae.py --dataset mnist --conditional --objective aae --z-dim 20
 tried    info-z20          3  vae.py --dataset mnist --objective info --z-dim 20
 tried    info-z20-1000     1  vae.py --dataset mnist --objective info --z-dim 20 --mmd-weight 1000
 tried    info-z12          1  vae.py --dataset mnist --objective info --z-dim 12
@@ -96,7 +96,8 @@ cifar10  cifar10           1  eval runs/dcgan-cifar10-SEED runs/de_gan-cifar10-S
 tried    draw-5            3  eval runs/draw-5-SEED
 tried    tried             3  eval runs/gran5-decay0-SEED runs/gran5-ema0-SEED runs/dcgan-ema0-SEED runs/draw-lr2-SEED runs/draw-read2-SEED
 tried    tried-more        3  eval runs/gran1-decay0-SEED runs/de_gan-ema0-SEED runs/info-z20-SEED runs/dcrw-2e-3-SEED runs/dcgan-2e-4-SEED runs/dcgan-decay0-SEED runs/de_gan-decay0-SEED
-tried    tried-once        1  eval runs/gran5-rates-SEED runs/dcgan-4e-4-SEED runs/dcgan-16e-4-SEED runs/wgan-5e-5-SEED runs/draw-gan-3-SEED runs/draw-gan-30-SEED runs/draw-gan-r3-SEED runs/draw-gan-rate-SEED runs/draw-gan-half-SEED runs/info-z20-1000-SEED runs/info-z12-SEED runs/info-z6-SEED runs/info-30-SEED runs/info-300-SEED
+tried    tried-aae         3  eval runs/aae-z20-SEED
+tried    tried-once        1  eval runs/gran5-rates-SEED runs/dcgan-16e-4-SEED runs/wgan-5e-5-SEED runs/draw-gan-3-SEED runs/draw-gan-30-SEED runs/draw-gan-r3-SEED runs/draw-gan-rate-SEED runs/draw-gan-half-SEED runs/info-z20-1000-SEED runs/info-z12-SEED runs/info-z6-SEED runs/info-30-SEED runs/info-300-SEED
 tried    gran-cifar10-rates 3  eval runs/gran1-cifar10-rates-SEED
 tried    battles-decay0    1  gam runs/gran1-decay0-0 runs/gran1-decay0-1 runs/gran1-decay0-2 runs/gran5-decay0-0 runs/gran5-decay0-1 runs/gran5-decay0-2
 END
