@@ -512,7 +512,7 @@ def _decode(files, size):
             colour = np.mean(np.ptp(images[i], 0) > 12) > 0.01  # JPEG's own noise is less
             return hashlib.sha256(files[i].read_bytes()).hexdigest(), bool(colour)
         except Exception as error:  # noqa: BLE001  whatever a decoder raises
-            return re.split(":? ['<]", str(error) or type(error).__name__)[0][:100]
+            return re.split(":? ['<]", str(error) or type(error).__name__)[0][:100]  # no path
 
     with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
         warnings.simplefilter("ignore")  # Pillow's remarks on metadata

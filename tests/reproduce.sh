@@ -9,7 +9,7 @@ export JOBS=${JOBS:-2} DATA=${DATA:-data} DEVICE=${DEVICE:-cpu} ITERS=${ITERS:-}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 PARTS=" ${*:-quick gran draw labels wgan telugu faces cifar10} "
 mkdir -p runs results
-[ $# -gt 0 ] || trap 'echo "$SECONDS" >> results/calls' EXIT  # of the whole list: a line a call
+[ $# -gt 0 ] || trap 'echo "$SECONDS" >> results/calls' EXIT  # the whole list's time, a line a call
 [ -d "$DATA/telugu" ] || PARTS=${PARTS/ telugu / }  # nobody publishes it
 
 # part, run (runs/RUN-SEED), number of seeds, script and flags

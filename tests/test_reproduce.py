@@ -86,6 +86,21 @@ def test_pictures_of_the_pages_exist_and_are_made_by_the_list():
     assert shown == figures.PICTURES.keys()
 
 
+def test_the_calls_of_the_whole_list_are_added_up(tmp_path, monkeypatch):
+    """90 and 150 seconds are 4 minutes; without the whole list, nothing is said of one."""
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    monkeypatch.setattr(figures, "RESULTS", tmp_path / "results.json")
+    figures.collect()
+    assert "made" not in json.loads(figures.RESULTS.read_text())
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/calls").write_text("90\n150\n")
+    figures.collect()
+    assert json.loads(figures.RESULTS.read_text())["made"]["took"] == "4 minutes, 2 calls"
+
+
 def test_spread_is_mean_least_and_most():
     assert figures.spread([1.0, 2.0, 6.0]) == "3 (1 to 6)"
     assert figures.spread([0.25]) == "0.25" and figures.spread([]) == ""
